@@ -178,8 +178,8 @@ class Settings(Secured, BaseSettings):
     archive_url: str = Field(
         ".tidemill/archive", description="archiver: where Parquet files go: a folder, s3://..., or what fsspec knows"
     )
-    archive_format: Literal["parquet", "delta"] = Field(
-        "parquet", description="archiver: files of Parquet, or tables of Delta Lake"
+    archive_format: Literal["parquet", "delta", "iceberg"] = Field(
+        "parquet", description="archiver: files of Parquet, or tables of Delta Lake or Iceberg"
     )
     archive_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         60.0, description="archiver: how old its newest rows may be"
@@ -227,7 +227,7 @@ class Settings(Secured, BaseSettings):
         "127.0.0.1", description="gateway: address that it listens on; 0.0.0.0 is every one of this machine"
     )
     gateway_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.0, description="gateway: most records a second that one key may send; 0: any"
+        0.0, description="gateway: most records a second that one key may send, and entities that it may read; 0: any"
     )
     gateway_url: str = Field(
         "http://localhost:8001", pattern=r"^https?://[^\s/]+/?$", description="where the gateway answers, for clients"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,15 +80,20 @@ class Store:
         return self.get_many({entity: (entity_id,)}, at)[entity, entity_id]
 
     def get_many(
-        self, entities: Mapping[str, Sequence[str]], at: int | None = None
+        self, entities: Mapping[str, Sequence[str]], at: int | None = None, only: Collection[str] = ()
     ) -> dict[tuple[str, str], list[Known]]:
-        """Return as `get` for several entities of several kinds, by (entity, id), in one round trip."""
+        """Return as `get` for several entities of several kinds, by (entity, id), in one round trip.
+
+        `only`: the names of the views that are asked; by default all of them.
+        """
         views = {entity: [view for view in self.pipeline.views if view.entity == entity] for entity in entities}
         if unknown := [entity for entity, its in views.items() if not its]:
             known = ", ".join(dict.fromkeys(view.entity for view in self.pipeline.views)) or "none at all"
             raise SettingsError(
                 f"pipeline {self.pipeline.name!r} keeps no view of {unknown[0]!r}: it keeps views of {known}"
             )
+        if only:
+            views = {entity: [view for view in its if view.label in only] for entity, its in views.items()}
         wanted = {view.label: entities[entity] for entity, its in views.items() for view in its}
         tiles, notes = self._store.read(wanted, self.pipeline.partitions)
         return {

@@ -15,7 +15,9 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from starlette._exception_handler import wrap_app_handling_exceptions
+from starlette.types import Receive, Scope, Send
 
 from tidemill import __version__
 from tidemill.durations import FIRST_TIME_MS, LAST_TIME_MS
@@ -25,7 +27,7 @@ from tidemill.gateway import cloudevents, schemas
 from tidemill.gateway.asking import CODES, Answer, Asked, Gateway, count
 from tidemill.gateway.checking import split
 from tidemill.gateway.commands import LEFT_TO_PEOPLE
-from tidemill.gateway.requests import Call, chunks, lines
+from tidemill.gateway.requests import IDEMPOTENCY_KEY, Call, body_of, chunks, lines
 from tidemill.limits import GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS, Limit
 from tidemill.metrics import GATEWAY_REQUESTS, GATEWAY_SECONDS
 from tidemill.tokens import Holder, Permission
@@ -34,20 +36,23 @@ from tidemill.web.access import GuardedRoute, as_shown, needs, sees_personal, st
 from tidemill.web.edge import HEADERS
 from tidemill.wire.records import Prediction
 
-MAX_WAIT_MS = 60_000
+DEFAULT_WAIT_MS, MAX_WAIT_MS = 5_000, 60_000
 #: A stream that has nothing to tell says so this often, and hears as often whether the gateway ends.
 HEARTBEAT_SECONDS, DRAIN_CHECK_SECONDS = 15.0, 1.0
 PAGE = Path(__file__).parent / "page"
 NDJSON = "application/x-ndjson"
 
+#: A score to compare with; nan would fit none.
+Bound = Annotated[float | None, Query(allow_inf_nan=False)]
 Wait = Annotated[int, Query(ge=0, le=MAX_WAIT_MS, description="How long to wait for the prediction.")]
+_wait: TypeAdapter[int] = TypeAdapter(Wait)
 
 
 class CountedRoute(GuardedRoute):
     """A guarded route whose answers are counted and timed, and carry the request's ids."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle, seconds = super().get_route_handler(), GATEWAY_SECONDS.labels(self.path)
+    def guard(self, handle: Callable[[Request], Any]) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle, seconds = super().guard(handle), GATEWAY_SECONDS.labels(self.path)
 
         async def counted(request: Request) -> Response:
             began, code = time.perf_counter(), 500
@@ -74,6 +79,32 @@ class CountedRoute(GuardedRoute):
         return counted
 
 
+class Application(FastAPI):
+    """The routes; `POST /v1/predict` is answered apart from them.
+
+    FastAPI's layers and its search for arguments were about half of what the gateway itself does for a prediction.
+    What the route does is the same, and so is what its errors are answered with.
+    """
+
+    def answer_apart(self, route: CountedRoute, answer: Callable[[Request], Any]) -> None:
+        """Answer a route, which has no parameters in its path, by a function of the request alone."""
+        self._apart, self._answer = (route.path, "POST"), route.guard(answer)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if (scope.get("path"), scope.get("method")) != self._apart:
+            await super().__call__(scope, receive, send)
+            return
+        scope.update({"app": self, "starlette.exception_handlers": (self.exception_handlers, {})})
+        request = Request(scope, receive, send)
+
+        async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+            response = await self._answer(request)
+            await response(scope, receive, send)
+
+        await wrap_app_handling_exceptions(answered, request)(scope, receive, send)
+
+
 async def _index() -> FileResponse:
     return FileResponse(PAGE / "index.html", headers=HEADERS)
 
@@ -87,7 +118,9 @@ async def gateway_of(request: Request) -> Gateway:
 class FeaturesRequest(BaseModel):
     """Entities by the event field that names them; perhaps only some views; as of when, in ms of event time."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"entities": {"dest": ["BOS", "LAX"]}, "at": "now"}})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"entities": {"dest": ["BOS", "LAX"]}, "at": "now"}}
+    )
 
     entities: dict[str, list[Annotated[str, Field(max_length=500)]]]
     views: list[str] = []
@@ -107,7 +140,7 @@ def build(gateway: Gateway) -> FastAPI:
         yield
         await asyncio.get_running_loop().run_in_executor(None, gateway.river.stop)
 
-    app = FastAPI(
+    app = Application(
         title="Tidemill gateway",
         version=__version__,
         docs_url=None,
@@ -124,6 +157,8 @@ def build(gateway: Gateway) -> FastAPI:
     app.get("/", include_in_schema=False)(_index)
     # What it shows of a prediction, and how, is as on the page of the status service.
     app.mount("/page", StaticFiles(directory=PAGE, packages=[("tidemill.watch.status", "page")]), name="page")
+    route = next(one for one in router.routes if isinstance(one, CountedRoute) and one.endpoint is predict)
+    app.answer_apart(route, _predict)
     made = app.openapi
     app.openapi = lambda: schemas.completed(made(), gateway.pipeline)  # type: ignore[method-assign]
     return app
@@ -131,7 +166,7 @@ def build(gateway: Gateway) -> FastAPI:
 
 @router.post("/predict", openapi_extra=schemas.body("Event", "Events"), responses=schemas.ANSWERS)
 @needs(Permission.PRODUCE)
-async def predict(request: Request, gateway: FromApp, timeout_ms: Wait = 5_000) -> Response:
+async def predict(request: Request, gateway: FromApp, timeout_ms: Wait = DEFAULT_WAIT_MS) -> Response:
     """Send an event, and be answered with its prediction; or several, each with its own answer.
 
     202 after `timeout_ms`: the event is sent, and its prediction can be asked for. An id that came before is not sent
@@ -154,6 +189,14 @@ async def predict(request: Request, gateway: FromApp, timeout_ms: Wait = 5_000) 
         name, one = gateway.pipeline.name, answers[0]
         response.headers.update(cloudevents.answer_headers(name, one["event_id"], one["entity_id"]))
     return response
+
+
+async def _predict(request: Request) -> Response:
+    try:
+        timeout_ms = _wait.validate_python(request.query_params.get("timeout_ms", DEFAULT_WAIT_MS))
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("query", "timeout_ms")} for one in error.errors()]) from None
+    return await predict(request, request.app.state.parts, timeout_ms)
 
 
 @router.post("/events", openapi_extra=schemas.body("Event", "Events", NDJSON), responses=schemas.OUTCOMES)
@@ -209,30 +252,36 @@ async def what_if(request: Request, gateway: FromApp) -> Response:
     return _json(_shown(request, gateway, answer), CODES[answer["state"]])
 
 
-@router.post("/features", responses=schemas.FEATURES)
+@router.post("/features", openapi_extra=schemas.json_body(FeaturesRequest), responses=schemas.FEATURES)
 @needs(Permission.READ)
-async def features(asked: FeaturesRequest, request: Request, gateway: FromApp) -> Response:
+async def features(request: Request, gateway: FromApp) -> Response:
     """The online features of many entities in one call: as of now, or of any time, with their ages."""
+    holder: Holder = request.state.holder
+    try:
+        asked = FeaturesRequest.model_validate_json(await body_of(request))
+    except ValidationError as error:
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
     request.state.subject = " ".join(f"{entity}={id_}" for entity, ids in asked.entities.items() for id_ in ids)
-    count = sum(map(len, asked.entities.values()))
-    if count > GATEWAY_QUESTIONS.max:
-        raise HTTPException(413, GATEWAY_QUESTIONS.excess(count))
-    if unknown := asked.entities.keys() - {view.entity for view in gateway.pipeline.views}:
+    entities = sum(map(len, asked.entities.values()))
+    if entities > GATEWAY_QUESTIONS.max:
+        raise HTTPException(413, GATEWAY_QUESTIONS.excess(entities))
+    views = gateway.pipeline.views
+    if unknown := asked.entities.keys() - {view.entity for view in views}:
         raise HTTPException(422, f"no view is kept of {min(unknown)[:100]!r}")
+    if unknown := set(asked.views) - {view.label for view in views}:
+        known_views = ", ".join(view.label for view in views)
+        raise HTTPException(422, f"no view is called {min(unknown)[:100]!r}: it keeps {known_views}")
+    gateway.rates.take(holder.name, entities)
     at = None if asked.at == "latest" else now() if asked.at == "now" else asked.at
-    read = partial(gateway.store.get_many, asked.entities, at)
+    read = partial(gateway.store.get_many, asked.entities, at, asked.views)
     known = await asyncio.get_running_loop().run_in_executor(None, read)
     rows = [
         {
             "entity": entity,
             "entity_id": entity_id,
-            "views": [
-                {**view.as_dict(), "age_seconds": view.age_seconds, "stale": not view.whole}
-                for view in views
-                if not asked.views or view.view in asked.views
-            ],
+            "views": [{**one.as_dict(), "age_seconds": one.age_seconds, "stale": not one.whole} for one in several],
         }
-        for (entity, entity_id), views in known.items()
+        for (entity, entity_id), several in known.items()
     ]
     return _json([_shown(request, gateway, row) for row in rows])
 
@@ -266,7 +315,7 @@ async def command(request: Request, gateway: FromApp) -> Response:
     503: it was not given, nor will it be carried out later. 504: that is not known; send it again with the same id.
     """
     holder: Holder = request.state.holder
-    body = b"".join([chunk async for chunk in chunks(request)])
+    body = await body_of(request)
     try:
         asked = msgspec.json.decode(body, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
@@ -293,8 +342,8 @@ async def stream(
     gateway: FromApp,
     entity_id: str | None = None,
     model: str | None = None,
-    min_score: float | None = None,
-    max_score: float | None = None,
+    min_score: Bound = None,
+    max_score: Bound = None,
 ) -> Response:
     """Predictions as they come, as server-sent events: those of an entity, a model, or with a score in a range."""
     gateway.check_ready()
@@ -348,7 +397,7 @@ async def _stream(
 async def _records(request: Request, gateway: Gateway, most: Limit) -> tuple[list[bytes], bool]:
     """Return the records of a body, and whether they came as a list, once its key may send so many."""
     holder: Holder = request.state.holder
-    body = b"".join([chunk async for chunk in chunks(request)])
+    body = await body_of(request)
     try:
         is_cloud_event = request.state.call.is_cloud_event
         records, is_list = cloudevents.split(request, body) if is_cloud_event else split(body)
@@ -366,20 +415,40 @@ async def _send(request: Request, gateway: Gateway, stream_name: str, send: Call
     holder: Holder = request.state.holder
     is_ndjson = request.headers.get("content-type", "").partition(";")[0].strip().lower() == NDJSON
     asked: list[Asked] = []
+    stopped: HTTPException | None = None
     if is_ndjson:
-        async for line in lines(request):
-            if len(asked) >= GATEWAY_RECORDS.max:
-                raise HTTPException(413, GATEWAY_RECORDS.excess(len(asked) + 1))
-            gateway.rates.take(holder.name, 1, may_overdraw=bool(asked))
-            asked.append(send(line, request.state.call))
+        try:
+            async for line in lines(_parts(request, gateway)):
+                if len(asked) >= GATEWAY_RECORDS.max:
+                    raise HTTPException(413, GATEWAY_RECORDS.excess(len(asked) + 1))
+                gateway.rates.take(holder.name, 1, may_overdraw=bool(asked))
+                asked.append(send(line, request.state.call))
+        except HTTPException as error:
+            if not asked:
+                raise
+            stopped = error  # what became of those that are sent is answered all the same
         is_list = True
     else:
         records, is_list = await _records(request, gateway, GATEWAY_RECORDS)
         asked = [send(record, request.state.call) for record in records]
     answers = [count(stream_name, await gateway.written(one)) for one in asked]
     if is_ndjson:
-        return Response(b"".join(msgspec.json.encode(answer) + b"\n" for answer in answers), media_type=NDJSON)
+        code, headers = (stopped.status_code, stopped.headers) if stopped else (200, None)
+        if stopped:
+            answers.append({"state": "unwritten", "message": f"{stopped.detail}: from here on nothing was read"})
+        return Response(b"".join(msgspec.json.encode(one) + b"\n" for one in answers), code, headers, NDJSON)
     return _json(answers) if is_list else _json(answers[0], CODES[answers[0]["state"]])
+
+
+async def _parts(request: Request, gateway: Gateway) -> AsyncIterator[bytes]:
+    """Yield a body as it comes; only once all of it is here where a key stands for it."""
+    if IDEMPOTENCY_KEY in request.headers:
+        body = await body_of(request)
+        gateway.keys.check(request.state.holder.name, request, body)
+        yield body
+        return
+    async for part in chunks(request):
+        yield part
 
 
 #: An event is shown as it can be sent: its decimals as numbers.
@@ -395,10 +464,17 @@ def _relayed(code: int, answer: bytes) -> Response:
     return Response(answer, code, {"Retry-After": "1"} if code in (429, 503) else None, "application/json")
 
 
-async def _invalid(_: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     problems: Sequence[Any] = error.errors() if isinstance(error, RequestValidationError) else []
-    return _json({"detail": [{name: one[name] for name in ("loc", "msg", "type")} for one in problems]}, 422)
+    detail = [{name: one[name] for name in ("loc", "msg", "type")} for one in problems]
+    return _with_ids(request, _json({"detail": detail}, 422))
 
 
-async def _unavailable(_: Request, error: Exception) -> Response:
-    return _json({"detail": str(error)}, status_of(error))
+async def _unavailable(request: Request, error: Exception) -> Response:
+    return _with_ids(request, _json({"detail": str(error)}, status_of(error)))
+
+
+def _with_ids(request: Request, response: Response) -> Response:
+    call: Call | None = getattr(request.state, "call", None)  # probes have none
+    response.headers.update(call.http_headers() if call else {})
+    return response

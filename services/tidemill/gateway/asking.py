@@ -87,6 +87,11 @@ class Gateway:
         self._lookups = asyncio.Semaphore(LOG_LOOKUPS.max)
         self._changes = asyncio.Semaphore(STATUS_CHANGES.max)
 
+    def drain(self, seconds: float) -> None:
+        """Take nothing new; whoever waits is answered within so many seconds, with what is known by then."""
+        self.is_draining = True
+        self.river.end_waits(seconds)
+
     def ready(self) -> str | None:
         """Return why it can't be asked; None where it can."""
         return "it ends" if self.is_draining else self.river.why_not_ready or None

@@ -10,15 +10,17 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from fastapi import HTTPException, Request
+from starlette.requests import ClientDisconnect
 
 from tidemill.gateway import cloudevents
 from tidemill.limits import GATEWAY_BODIES_BYTES, GATEWAY_BODY_BYTES, GATEWAY_HEADER_CHARACTERS, MESSAGE_BYTES
 from tidemill.stream.api import Headers
 from tidemill.stream.trace import TRACEPARENT, TRACESTATE, trace_headers
-from tidemill.web.access import request_id
+from tidemill.web.access import GONE, request_id
 
 #: Idempotency keys remembered, with what they came with.
 MAX_KEYS = 10_000
+IDEMPOTENCY_KEY = "idempotency-key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,33 +59,48 @@ class Call:
 async def chunks(request: Request) -> AsyncIterator[bytes]:
     """Yield a body as it comes, and count it for as long as its request lasts.
 
-    Raises HTTPException where it is larger than allowed, as soon as that is known, or all bodies in sum are.
+    Raises HTTPException where it is packed, where it is larger than allowed, as soon as that is known, or all bodies in
+    sum are, and where its sender is gone before its end.
     """
+    if (packed := request.headers.get("content-encoding", "identity").lower()) != "identity":
+        detail = f"Content-Encoding is {packed[:100]!r} where a body as it is was expected: send it unpacked"
+        raise HTTPException(415, detail, {"Accept-Encoding": "identity"})
     gateway, size, length = request.app.state.parts, 0, request.headers.get("content-length", "0")
     declared = int(length) if length.isascii() and length.isdigit() and len(length) < 19 else 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        request.state.body_bytes += len(chunk)
-        gateway.body_bytes += len(chunk)
-        if max(size, declared) > GATEWAY_BODY_BYTES.max:
-            raise HTTPException(413, GATEWAY_BODY_BYTES.excess(max(size, declared)))
-        if gateway.body_bytes > GATEWAY_BODIES_BYTES.max:
-            raise HTTPException(503, GATEWAY_BODIES_BYTES.excess(gateway.body_bytes), {"Retry-After": "1"})
-        yield chunk
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            request.state.body_bytes += len(chunk)
+            gateway.body_bytes += len(chunk)
+            if max(size, declared) > GATEWAY_BODY_BYTES.max:
+                raise HTTPException(413, GATEWAY_BODY_BYTES.excess(max(size, declared)))
+            if gateway.body_bytes > GATEWAY_BODIES_BYTES.max:
+                raise HTTPException(503, GATEWAY_BODIES_BYTES.excess(gateway.body_bytes), {"Retry-After": "1"})
+            yield chunk
+    except ClientDisconnect:
+        raise HTTPException(GONE, "the body ends before its length: who sent it is gone") from None
 
 
-async def lines(request: Request) -> AsyncIterator[bytes]:
-    """Yield the lines of a body as they come, without empty ones. Raises HTTPException as `chunks`."""
-    left = b""
-    async for chunk in chunks(request):
-        *complete, left = (left + chunk).split(b"\n")
-        for line in complete:
+async def body_of(request: Request) -> bytes:
+    """Return a body once all of it is here. Raises HTTPException as `chunks`."""
+    return b"".join([chunk async for chunk in chunks(request)])
+
+
+async def lines(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the lines of a body's parts as they come, without empty ones.
+
+    One that is too large for a message is cut to what is too large all the same: it alone is refused.
+    """
+    line = bytearray()
+    async for chunk in parts:
+        first, *further = chunk.split(b"\n")
+        line += first[: MESSAGE_BYTES.max + 1 - len(line)]
+        for part in further:
             if line.strip():
-                yield line
-        if len(left) > MESSAGE_BYTES.max:
-            raise HTTPException(413, MESSAGE_BYTES.excess(len(left)))
-    if left.strip():
-        yield left
+                yield bytes(line)
+            line = bytearray(part)
+    if line.strip():
+        yield bytes(line)
 
 
 class Rates:
@@ -118,7 +135,7 @@ class IdempotencyKeys:
 
     def check(self, name: str, request: Request, body: bytes) -> None:
         """Raise HTTPException 409 where a holder's key came with another body."""
-        key = request.headers.get("idempotency-key")
+        key = request.headers.get(IDEMPOTENCY_KEY)
         if key is None:
             return
         if not 0 < len(key) <= GATEWAY_HEADER_CHARACTERS.max:

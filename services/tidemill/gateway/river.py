@@ -90,6 +90,8 @@ class River:
         self._delivered: deque[tuple[str, asyncio.Future[str], str]] = deque()
         self.streams: set[asyncio.Queue[tuple[str, Prediction] | None]] = set()
         self.why_not_ready = "the latest records are being read"
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._waits_end = False
         self._ending = threading.Event()
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
@@ -101,6 +103,16 @@ class River:
         self._loop = asyncio.get_running_loop()
         for thread in self._threads:
             thread.start()
+
+    def end_waits(self, seconds: float) -> None:
+        """Have nobody wait longer than so many seconds from now on, so that all are answered before the end."""
+
+        def end() -> None:
+            self._waits_end = True
+            for event_id in self._waiters:
+                self._wake_waiters(event_id)
+
+        self._call(lambda: asyncio.get_running_loop().call_later(seconds, end))
 
     def stop(self) -> None:
         """Stop reading, and wait until all that was sent is written."""
@@ -131,7 +143,7 @@ class River:
 
     def send(self, topic: str, record: Checked, headers: Headers) -> asyncio.Future[str] | None:
         """Send a record; returns what has "" once it is written, or why it is not; None while the queue is full."""
-        written: asyncio.Future[str] = self._loop.create_future()
+        written: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def delivered(why: str) -> None:
             self._delivered.append((record.id if topic in self._topics else "", written, why))
@@ -152,8 +164,8 @@ class River:
     async def settled(self, event_id: str, seconds: float) -> Event | None:
         """Return what became of an event, waiting at most so long; None where nothing was heard."""
         event = self.events.get(event_id)
-        if seconds > 0 and (event is None or not (event.prediction or event.letter)):
-            waiter: asyncio.Future[None] = self._loop.create_future()
+        if seconds > 0 and not self._waits_end and (event is None or not (event.prediction or event.letter)):
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             waiters = self._waiters.setdefault(event_id, [])
             waiters.append(waiter)
             try:
@@ -227,14 +239,18 @@ class River:
 
     def _wake(self, event_id: str) -> None:
         self.unanswered.pop(event_id, None)
+        self._wake_waiters(event_id)
+
+    def _wake_waiters(self, event_id: str) -> None:
         for waiter in self._waiters.get(event_id, ()):
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _call(self, function: Callable[..., None], *arguments: object) -> None:
-        """Have the event loop's thread call a function; not once the loop has ended."""
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(function, *arguments)
+    def _call(self, function: Callable[..., object], *arguments: object) -> None:
+        """Have the event loop's thread call a function; not before it has begun, nor once it has ended."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(function, *arguments)
 
     def _serve_deliveries(self) -> None:
         while not self._ending.is_set():

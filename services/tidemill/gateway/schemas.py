@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding.json_schema import MOMENT_MS, Schema, example, json_schema
 from tidemill.gateway.cloudevents import STRUCTURED
@@ -111,6 +113,7 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
         404: "not known here",
         409: "another body came before",
         413: "too large",
+        415: "packed",
         422: "refused",
         429: "too many records or wrong keys",
         503: "not now; see Retry-After",
@@ -119,7 +122,7 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"description": texts[code], "content": {"application/json": {"schema": detail}}} for code in codes}
 
 
-_REFUSALS = problems(400, 401, 403, 409, 413, 429, 503)
+_REFUSALS = problems(400, 401, 403, 409, 413, 415, 429, 503)
 #: What is answered about predictions, by code.
 ANSWERS = _REFUSALS | _answers(
     {
@@ -137,14 +140,14 @@ OUTCOMES = _REFUSALS | _answers(
 )
 WHAT_IF: dict[int | str, dict[str, Any]] = {
     200: {"description": "vector and scores", "content": {"application/json": {"example": _WHAT_IF}}},
-    **problems(401, 403, 413, 422, 429, 503),
+    **problems(401, 403, 413, 415, 422, 429, 503),
 }
 FEATURES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "what each view knows of each entity",
         "content": {"application/json": {"example": [_FEATURES]}},
     },
-    **problems(401, 403, 413, 422, 429, 503),
+    **problems(401, 403, 413, 415, 422, 429, 503),
 }
 _ONE_COMMAND: Schema = {
     "type": "object",
@@ -161,13 +164,19 @@ _ONE_COMMAND: Schema = {
 COMMAND: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": _ONE_COMMAND}}}}
 COMMANDED: dict[int | str, dict[str, Any]] = {
     202: {"description": "given; the decision, once there is one", "content": {"application/json": {}}},
-    **problems(401, 403, 409, 413, 422, 429, 503, 504),
+    **problems(401, 403, 409, 413, 415, 422, 429, 503, 504),
 }
 TRYING: dict[int | str, dict[str, Any]] = problems(401, 403, 404, 429, 503)
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {"description": "`event: prediction` with its JSON", "content": {"text/event-stream": {}}},
     **problems(401, 403, 429),
 }
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the request body of a route that takes what a model describes."""
+    content = {"application/json": {"schema": model.model_json_schema()}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
 def body(one: str, several: str = "", *more: str) -> dict[str, Any]:

@@ -37,8 +37,8 @@ from tidemill.wire.access_log import AccessLog
 log = logging.getLogger(__name__)
 
 PORT = 8001
-#: How long requests that wait for their prediction may go on once the service is to end.
-DRAIN_SECONDS = 10
+#: How long requests may go on once the service is to end; and what is left of it for answers after all waiting.
+DRAIN_SECONDS, ANSWER_SECONDS = 10, 2
 #: A record goes out at once: somebody waits for its prediction. What can't be delivered is given up after 10 s.
 PRODUCER = {
     "linger.ms": 0,
@@ -86,7 +86,7 @@ def run(
 
     def on_drain(stop: Callable[..., None]) -> None:
         def drain(*_: object) -> None:
-            gateway.is_draining = True
+            gateway.drain(DRAIN_SECONDS - ANSWER_SECONDS)
             stop()
 
         on_stop(drain)

@@ -162,7 +162,11 @@ class GuardedRoute(APIRoute):
         return role
 
     def get_route_handler(self) -> Callable[[Request], Any]:
-        handle, needed = super().get_route_handler(), self.needed_role
+        return self.guard(super().get_route_handler())
+
+    def guard(self, handle: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        """Return what answers a request as `handle` does, once it has the role."""
+        needed = self.needed_role
 
         async def guarded(request: Request) -> Response:
             access: Access = request.app.state.parts.access

@@ -67,6 +67,8 @@ class Mask:
     def named(self, known: Mapping[str, Any]) -> dict[str, Any]:
         """Return whatever has `entity_id`, and perhaps `entities`, `views`, `vector`, `event`, `outcome`, `label`."""
         shown = dict(known)
+        if not self.is_on:
+            return shown
         if shown.get("entity_id") and any(map(self.hides_entity, self._named_by(known))):
             shown["entity_id"] = HIDDEN
         if "entities" in shown:

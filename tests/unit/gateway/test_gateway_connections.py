@@ -15,6 +15,7 @@ from gateway_in_memory import BOTH_KEY, Shop
 from small import declaration, event
 
 from tidemill import Pipeline
+from tidemill.metrics import GATEWAY_REQUESTS
 from tidemill.web import connections
 
 pytestmark = pytest.mark.slow
@@ -122,6 +123,15 @@ def test_the_event_of_who_hangs_up_is_predicted_once(served: Served) -> None:
     assert len(shop.predictions()) == 1
 
 
+@pytest.mark.parametrize("path", ["/v1/predict", "/v1/features", "/v1/events"])
+def test_who_hangs_up_before_all_is_sent_is_no_error_of_the_gateway(served: Served, path: str, caplog) -> None:
+    served.send(head(len(EVENT), path) + EVENT[:20]).close()
+    until(lambda: GATEWAY_REQUESTS.labels(path, "499")._value.get() > 0)
+    assert b" 200 " in answer_of(served.send(head(len(EVENT)) + EVENT))
+    assert not [one for one in caplog.records if one.exc_info]
+    assert served.shop.sent_events() == 1
+
+
 def test_requests_that_wait_are_answered_before_it_ends(served: Served) -> None:
     shop = served.shop
     shop.sender.is_running = False
@@ -131,6 +141,24 @@ def test_requests_that_wait_are_answered_before_it_ends(served: Served) -> None:
     until(lambda: not served.server.servers[0].is_serving())
     shop.pipeline._run()
     assert b'"predicted"' in answer_of(one)
+    served.thread.join(20)
+    assert not served.thread.is_alive()
+
+
+@pytest.mark.parametrize("method", ["predict", "predictions"])
+def test_who_would_wait_longer_than_it_may_take_to_end_is_answered_with_what_is_known(
+    served: Served, method: str
+) -> None:
+    shop = served.shop
+    shop.sender.is_running = False
+    first = served.send(head(len(EVENT), "/v1/predict?timeout_ms=60000") + EVENT)
+    until(lambda: "a" in shop.river.unanswered)
+    asked = head(0, "/v1/predictions/a?timeout_ms=60000").replace(b"POST", b"GET")
+    several = [first] if method == "predict" else [first, served.send(asked)]
+    until(lambda: len(shop.river._waiters.get("a", ())) == len(several))
+    shop.gateway.drain(0.05)
+    served.server.should_exit = True
+    assert [b" 202 " in answer_of(one) for one in several] == [True] * len(several)
     served.thread.join(20)
     assert not served.thread.is_alive()
 

@@ -56,7 +56,19 @@ def test_as_of_now_windows_have_moved_on_and_as_of_the_latest_event_they_have_no
 
 def test_only_the_views_that_are_asked_for(shop: Shop) -> None:
     asked = {"entities": {"origin": ["JFK"], "dest": ["LAX"]}, "views": ["dest"]}
+    read, names = shop.store._store.read, []
+    shop.store._store.read = lambda wanted, count: names.extend(wanted) or read(wanted, count)
     assert [len(row["views"]) for row in shop.client.post("/v1/features", json=asked).json()] == [0, 1]
+    assert names == ["dest"], "what nobody asked for is not read"
+
+
+def test_each_entity_that_is_asked_for_counts() -> None:
+    with Shop(Pipeline(**declaration(views=VIEWS)), rate=2) as shop:
+        codes = [
+            shop.client.post("/v1/features", json={"entities": {"origin": ids}}).status_code
+            for ids in (["JFK"], ["JFK", "EWR", "BOS", "LAX", "SFO"], ["JFK"])
+        ]
+    assert codes == [200, 200, 429]
 
 
 @pytest.mark.parametrize(
@@ -68,6 +80,8 @@ def test_only_the_views_that_are_asked_for(shop: Shop) -> None:
         ({"entities": {"origin": ["JFK"]}, "at": 10**18}, 422),
         ({"entities": {"origin": ["JFK"] * (GATEWAY_QUESTIONS.max + 1)}}, 413),
         ({}, 422),
+        ({"entities": {"origin": ["JFK"]}, "views": ["origin", "origins"]}, 422),
+        ({"entities": {"origin": ["JFK"]}, "as_of": NOW}, 422),
     ],
     ids=lambda value: str(value)[:60],
 )

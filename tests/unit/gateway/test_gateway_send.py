@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+from typing import Any
 
 import pytest
-from gateway_in_memory import Shop
+from fastapi.routing import APIRoute
+from gateway_in_memory import BOTH_KEY, COMMANDERS_KEY, Shop
 from small import declaration, event, label
 
 from tidemill import Pipeline
-from tidemill.gateway.app import _stream
-from tidemill.limits import GATEWAY_BODY_BYTES, GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS
+from tidemill.gateway.app import _stream, router
+from tidemill.limits import GATEWAY_BODY_BYTES, GATEWAY_QUESTIONS, GATEWAY_RECORDS, GATEWAY_STREAMS, MESSAGE_BYTES
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +102,23 @@ def test_a_body_that_is_too_large_is_refused_before_it_is_read(shop: Shop) -> No
         assert shop.client.post(path, content=endless(), headers=headers).status_code == 413
 
 
+def test_no_route_takes_a_body_that_does_not_end_or_is_packed_and_every_refusal_has_its_ids(shop: Shop) -> None:
+    routes = [route for route in router.routes if isinstance(route, APIRoute) and "POST" in route.methods]
+    assert len(routes) >= 6
+    for route in routes:
+        key = COMMANDERS_KEY if route.path == "/v1/commands" else BOTH_KEY
+        head = {"Authorization": f"Bearer {key}"}
+        parts = (b" " * 1_000_000 for _ in range(GATEWAY_BODY_BYTES.max // 1_000_000 + 2))
+        refused = [
+            shop.client.post(route.path, content=parts, headers=head),
+            shop.client.post(route.path, content=gzip.compress(b"{}"), headers=head | {"Content-Encoding": "gzip"}),
+            shop.client.post(f"{route.path}?timeout_ms=x", content=b"no JSON", headers=head),
+        ]
+        assert [one.status_code for one in refused] == [413, 415, 422], route.path
+        assert all({"x-request-id", "traceparent"} <= one.headers.keys() for one in refused), route.path
+    assert shop.gateway.body_bytes == 0
+
+
 @pytest.mark.parametrize("headers", [{}, NDJSON], ids=["list", "lines"])
 def test_a_request_has_so_many_records(shop: Shop, headers: dict[str, str]) -> None:
     questions = b"[" + b",".join([b"1"] * (GATEWAY_QUESTIONS.max + 1)) + b"]"
@@ -106,6 +126,42 @@ def test_a_request_has_so_many_records(shop: Shop, headers: dict[str, str]) -> N
     many = GATEWAY_RECORDS.max + 1
     body = b"[" + b",".join([b"1"] * many) + b"]" if not headers else b"1\n" * many
     assert shop.client.post("/v1/labels", content=body, headers=headers).status_code == 413
+
+
+def outcomes(answer: Any) -> list[tuple[str, str]]:
+    rows = [json.loads(line) for line in answer.text.splitlines()]
+    return [(row["state"], row.get("event_id") or row.get("reason") or row["message"]) for row in rows]
+
+
+def test_a_line_that_is_too_large_is_refused_alone_however_it_comes(shop: Shop) -> None:
+    large = b'{"carrier": "' + b"x" * MESSAGE_BYTES.max + b'"}\n'
+    body = as_lines(event("a", NOW)) + large + as_lines(event("b", NOW))
+    for content in (body, (body[at : at + 70_000] for at in range(0, len(body), 70_000))):
+        answer = shop.client.post("/v1/events", content=content, headers=NDJSON)
+        assert [answer.status_code, [one[1] for one in outcomes(answer)]] == [200, ["a", "too_large", "b"]]
+
+
+def test_where_lines_end_too_early_those_that_were_sent_have_their_outcomes(shop: Shop, monkeypatch) -> None:
+    limit = type("L", (), {"max": 2, "excess": lambda _, size: f"{size} records"})()
+    monkeypatch.setattr("tidemill.gateway.app.GATEWAY_RECORDS", limit)
+    answer = shop.client.post("/v1/events", content=as_lines(*(event(id_, NOW) for id_ in "abc")), headers=NDJSON)
+    assert answer.status_code == 413
+    assert outcomes(answer) == [
+        ("written", "a"),
+        ("written", "b"),
+        ("unwritten", "3 records: from here on nothing was read"),
+    ]
+    assert shop.sent_events() == 2
+
+
+def test_an_idempotency_key_stands_for_all_lines(shop: Shop) -> None:
+    head = {**NDJSON, "Idempotency-Key": "k"}
+    codes = [
+        shop.client.post("/v1/events", content=as_lines(*(event(id_, NOW) for id_ in ids)), headers=head).status_code
+        for ids in ("ab", "ab", "ac")
+    ]
+    assert codes == [200, 200, 409]
+    assert shop.sent_events() == 2
 
 
 def test_of_many_ids_the_latest_are_remembered(shop: Shop, monkeypatch) -> None:
