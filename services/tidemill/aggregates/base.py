@@ -79,6 +79,10 @@ class Column:
         """Return the cell that was dumped as `stored`, which is never None."""
         return stored
 
+    def load_all(self, stored: Iterable[Any]) -> list[Any]:
+        """Return cells as `load` returns each, of which None is an empty one."""
+        return [self.fresh() if one is None else self.load(one) for one in stored]
+
 
 class Number(Column):
     """A column whose cells are one number each, and `start` while empty."""
@@ -93,6 +97,13 @@ class Number(Column):
 
     def load(self, stored: float | str) -> float:
         return from_json(stored)
+
+    def load_all(self, stored: Iterable[Any]) -> list[Any]:
+        if type(self).load is not Number.load:
+            return super().load_all(stored)
+        # Nearly every one is a float, which is its own cell; entities are read many at a time.
+        start = self.start
+        return [start if one is None else one if type(one) is float else from_json(one) for one in stored]
 
 
 class Count(Number):

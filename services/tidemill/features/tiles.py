@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
+from operator import attrgetter
 from typing import Any, NamedTuple
+
+import msgspec
 
 from tidemill.aggregates.base import LARGEST_FEATURE, Column, Read, columns_of
 from tidemill.declare.view import View
@@ -86,6 +90,20 @@ class Plan:
                     value = read(cells, now)
                     out[index] = value if value is None or lowest <= value <= LARGEST_FEATURE else None
         return out
+
+
+@cache
+def _decoder(columns: tuple[str, ...]) -> Callable[[str], list[Any]]:
+    """Return what decodes tiles, as a JSON list, that have exactly these columns; those are `_0`, `_1`, ... of each."""
+    names = [f"_{number}" for number in range(len(columns))]
+    tile = msgspec.defstruct(
+        "Tile",
+        [(name, Any) for name in names],
+        rename=dict(zip(names, columns, strict=True)),
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+    return msgspec.json.Decoder(list[tile]).decode  # type: ignore[valid-type]
 
 
 class _Window(NamedTuple):
@@ -181,17 +199,16 @@ class Entity:
         entity = cls(plan)
         order = sorted(tiles, key=int)
         try:  # once for all: a call each costs more
-            held = json.loads(f"[{','.join([tiles[start] for start in order])}]")
-        except RecursionError as error:
-            raise ValueError("its tiles are nested too deeply") from error
-        for start, cells in zip(order, held, strict=True):
-            if not isinstance(cells, dict) or cells.keys() != entity.columns.keys():
-                raise ValueError(f"tile {start} is not of the columns {sorted(entity.columns)} that are declared")
+            held = _decoder(tuple(entity.columns))(f"[{','.join([tiles[start] for start in order])}]")
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise ValueError(f"its tiles are not of the columns {sorted(entity.columns)}: {error}") from error
+        if len(held) != len(order):
+            raise ValueError(f"it has {len(held)} tiles where {len(order)} were stored")
         entity.starts = [int(start) // plan.every for start in order]
-        for column in plan.columns:
-            name, fresh, load = column.name, column.fresh, column.load
+        for number, column in enumerate(plan.columns):
+            name = column.name
             try:
-                entity.columns[name] = [fresh() if c[name] is None else load(c[name]) for c in held]
+                entity.columns[name] = column.load_all(map(attrgetter(f"_{number}"), held))
             except Exception as error:  # a column of a pipeline's own may raise anything
                 raise ValueError(f"column {name!r} can't be read: {type(error).__name__}: {error}") from error
         return entity

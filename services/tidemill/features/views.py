@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from tidemill.declare.pipeline import Pipeline
@@ -37,6 +38,7 @@ class Note(NamedTuple):
     watermark: State
 
 
+@lru_cache(maxsize=1_000)  # of each partition, for each entity that is read
 def read_note(note: str | None) -> Note:
     """Return what `ViewState.note` wrote.
 
