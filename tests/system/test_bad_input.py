@@ -145,7 +145,7 @@ WRONG_SETTINGS = [
     ("services", "{", ["JSON", "base URLs"]),
     ("services", '["http://validator:8080"]', ["dictionary"]),
     ("archive_seconds", "0", ["0"]),
-    ("archive_format", "iceberg", ["iceberg", "parquet", "delta"]),
+    ("archive_format", "orc", ["orc", "parquet", "delta", "iceberg"]),
     ("fuse", "perhaps", ["perhaps", "boolean"]),
     ("access_log", "perhaps", ["perhaps", "boolean"]),
     ("redis_url", "localhost:6379", ["redis://"]),

@@ -287,10 +287,12 @@ class Forget:
             return
         import pyarrow.parquet as pq
 
-        if self.archive.glob(f"{self.pipeline.name}/*/_delta_log/*.json"):
+        from tidemill.wire.archive_rows import table_format
+
+        if format_ := table_format(self.archive, f"{self.pipeline.name}/*"):
             raise SettingsError(
-                f"archive {self.archive.url} is of Delta Lake, whose log keeps ids in statistics: nothing is erased "
-                f"there yet; use archive_format=parquet, or delete the table, and run it again"
+                f"archive {self.archive.url} has tables of {format_}, whose logs keep ids in statistics: nothing is "
+                f"erased there yet; use archive_format=parquet, or delete the table, and run it again"
             )
         for path in self.archive.glob(f"{self.pipeline.name}/*/date=*/*.parquet"):
             data = self.archive.read(path)

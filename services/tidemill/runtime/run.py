@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -367,14 +368,14 @@ def _archiver() -> Build:
         files = _reach(
             context, "archiver", lambda must_answer: Files(url, "archive_url", "archive", create=must_answer)
         )
-        if context.settings.archive_format == "delta":
+        if (name := context.settings.archive_format) != "parquet":
             try:
-                from tidemill.watch.archiver import delta
+                tables = import_module(f"tidemill.watch.archiver.{name}")
             except ModuleNotFoundError as error:
                 raise SettingsError(
-                    f"archive_format 'delta' needs {error.name}: pip install 'tidemill[delta]'"
+                    f"archive_format {name!r} needs {error.name}: pip install 'tidemill[{name}]'"
                 ) from error
-            return Step(context, delta.build(context.pipeline, url, seconds))
+            return Step(context, tables.build(context.pipeline, url, seconds))
         return Step(context, build(context.pipeline, files, seconds))
 
     return compose

@@ -144,7 +144,7 @@ class RowFormat:
             )
         fields = [field for field in self.schema if field.name in names]
         plain = [pa.field(f.name, pa.int64()) if f.type == MOMENT else f for f in fields]
-        table = table.select([f.name for f in fields]).cast(pa.schema(fields))  # Delta Lake has times in microseconds
+        table = table.select([f.name for f in fields]).cast(pa.schema(fields))  # tables have times in microseconds
         rows: list[Row] = table.cast(pa.schema(plain)).to_pylist()
         return rows
 
@@ -186,14 +186,28 @@ def corrected(row: Row, labels: Mapping[tuple[str, int, int], Any]) -> Row:
     return row if label == row["label"] else {**row, "label": label, "is_corrected": True}
 
 
-def _paths_of_table(files: Files, place: str) -> list[str]:
-    """Return the files of a Delta table: it may have others beside them, of writes that were not committed."""
+#: By format of tables: what is beside each of its tables.
+TABLES = {"delta": "_delta_log/*.json", "iceberg": "metadata/*.metadata.json"}
+
+
+def table_format(files: Files, place: str) -> str | None:
+    """Return the format of the table at a place of an archive; None where the archive is of files alone."""
+    return next((name for name, mark in TABLES.items() if files.glob(f"{place}/{mark}")), None)
+
+
+def _paths_of_table(files: Files, pipeline: str, topic: str, format_: str) -> list[str]:
+    """Return the files of a table: it may have others beside them, of writes that were not committed."""
     try:
+        if format_ == "iceberg":
+            from tidemill.wire.iceberg import paths_of_table
+
+            return paths_of_table(files.url, pipeline, topic)
         from deltalake import DeltaTable
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"archive {files.url} is of Delta Lake, and reading it needs {error.name}: pip install 'tidemill[delta]'"
+            f"archive {files.url} has tables, and reading them needs {error.name}: pip install 'tidemill[{format_}]'"
         ) from error
+    place = f"{pipeline}/{topic}"
     actions = pa.table(DeltaTable(f"{files.url.rstrip('/')}/{place}").get_add_actions(flatten=True))
     return sorted(f"{place}/{path}" for path in actions["path"].to_pylist())
 
@@ -212,8 +226,10 @@ def read(pipeline: Pipeline, files: Files, *, labelled: bool, wanted: Callable[[
     topic = topics.EXAMPLES if labelled else topics.PREDICTION_LOG
     form = RowFormat(pipeline, labelled=labelled)
     place = f"{pipeline.name}/{topic.suffix}"
-    is_delta = bool(files.glob(f"{place}/_delta_log/*.json"))
-    paths = _paths_of_table(files, place) if is_delta else files.glob(f"{place}/date=*/*.parquet")
+    if format_ := table_format(files, place):
+        paths = _paths_of_table(files, pipeline.name, topic.suffix, format_)
+    else:
+        paths = files.glob(f"{place}/date=*/*.parquet")
     if not paths:
         raise SettingsError(f"archive {files.url} has no {topic.suffix} of the pipeline {pipeline.name!r}")
     paths = [path for path in paths if wanted(path.rpartition("/date=")[2].partition("/")[0])]
