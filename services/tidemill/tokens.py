@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import Enum, IntEnum, IntFlag
 from functools import reduce
 from operator import or_
 
@@ -23,8 +23,6 @@ MIN_DIFFERENT_CHARACTERS = 8
 MAX_TOKEN_CHARACTERS = 512
 #: What `by` in decisions and alerts means already.
 RESERVED_NAMES = ("gate", "monitor", "declaration")
-#: A word beside a role: who may see personal fields.
-PERSONAL = "personal"
 #: Alphabets that a token may be of, with their number of characters; the last is all that RFC 6750 allows.
 _ALPHABETS = ((r"[0-9]+", 10), (r"[0-9a-f]+|[0-9A-F]+", 16), (r"[0-9a-z]+|[0-9A-Z]+", 36), (r"[\w.~+/=-]+", 64))
 _ENTRY = re.compile(r"([A-Za-z0-9][A-Za-z0-9._@-]{0,63}):([a-z]+(?:\+[a-z]+)*):([0-9a-f]{64})")
@@ -46,31 +44,44 @@ class Permission(IntFlag):
     COMMAND = 4
 
 
-def role_name(role: Role | Permission) -> str:
+class Extra(Enum):
+    """What a holder may beside a role, by a word of its own: see personal fields; have entities forgotten."""
+
+    PERSONAL = "personal"
+    FORGET = "forget"
+
+
+Needed = Role | Permission | Extra
+
+
+def role_name(role: Needed) -> str:
     """Return a role as people write it."""
     return str(role.name).lower().replace("|", "+")
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Somebody with a token. `personal`: who may see personal fields; an admin may as well."""
+    """Somebody with a token. `personal`, `forget`: see `Extra`; an admin may both."""
 
     name: str
     role: Role | Permission
     personal: bool = False
+    forget: bool = False
 
     @property
     def role_name(self) -> str:
         """The role as people write it: `operator`, `produce+read`, `viewer+personal`."""
-        return role_name(self.role) + (f"+{PERSONAL}" if self.personal else "")
+        return "+".join([role_name(self.role), *(extra.value for extra in Extra if getattr(self, extra.value))])
 
     @property
     def sees_personal(self) -> bool:
         """Whether the holder may see personal fields."""
-        return self.personal or self.role is Role.ADMIN
+        return self.may(Extra.PERSONAL)
 
-    def may(self, needed: Role | Permission) -> bool:
+    def may(self, needed: Needed) -> bool:
         """Return whether the holder may do what needs this role."""
+        if isinstance(needed, Extra):
+            return getattr(self, needed.value) or self.role is Role.ADMIN
         return bool(self.role & needed) if isinstance(needed, Permission) else self.role >= needed
 
 
@@ -101,7 +112,7 @@ def weakness(token: str) -> str:
 def parse_holders(text: str, roles: type[Role] | type[Permission] = Role) -> dict[str, Holder]:
     """Return the holders, by their tokens' hashes, that `NAME:ROLE:SHA256` entries name, split by blanks or commas.
 
-    A permission may be several, as `produce+read`; `personal` beside a role allows to see personal fields.
+    A permission may be several, as `produce+read`; `personal` and `forget` beside a role allow what `Extra` says.
 
     Raises ValueError, without a hash in its message, because somebody may have put the token itself there.
     """
@@ -109,8 +120,11 @@ def parse_holders(text: str, roles: type[Role] | type[Permission] = Role) -> dic
     for number, entry in enumerate(filter(None, re.split(r"[\s,]+", text)), 1):
         match = _ENTRY.fullmatch(entry)
         words = match[2].upper().split("+") if match else []
-        if personal := words[1:] != [] and PERSONAL.upper() in words[1:]:
-            words.remove(PERSONAL.upper())
+        extras: dict[str, bool] = {}
+        for extra in Extra if roles is Role else (Extra.PERSONAL,):  # the gateway forgets nobody
+            if extra.name in words[1:]:
+                words.remove(extra.name)
+                extras[extra.value] = True
         if match is None or not {*words} <= {*roles.__members__} or (len(words) > 1 and roles is Role):
             names = ", ".join(name.lower() for name in roles.__members__)
             raise ValueError(
@@ -123,7 +137,7 @@ def parse_holders(text: str, roles: type[Role] | type[Permission] = Role) -> dic
         if digest in holders:
             raise ValueError(f"entry {number} has the token of {holders[digest].name}: make {name} one of their own")
         role = reduce(or_, (roles[word] for word in words)) if words[1:] else roles[words[0]]
-        holders[digest] = Holder(name, role, personal)
+        holders[digest] = Holder(name, role, **extras)
     return holders
 
 

@@ -163,8 +163,9 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
     names = [topic.name(run.pipeline) for topic in topics.TOPICS]
     overrides = run.broker.topic_overrides(names)
 
-    # Two requests wait. Others fly on, while they are carried out, killed at each step that is told, and begun again.
-    for half in (entities[:PLANES], entities[PLANES:]):
+    # Two requests wait, one of them by way of the status service. Others fly on, while they are carried out, killed at
+    # each step that is told, and begun again.
+    for half in (entities[:PLANES], [*entities[PLANES:], "--ask"]):
         assert "waits" in command(run, "forget", run.reference, *half, "--why", "asked by the owner")
     time.sleep(1)
     arguments = ["forget", run.reference, "--due", "--out", str(tmp_path / "c")]

@@ -256,7 +256,7 @@ def ask_gate(
 
     `wait`: seconds. `repeat`: how the command is given again. Raises SettingsError where there is no decision by then.
     """
-    decided = _call(chosen, "/api/commands", repeat, command)
+    decided = call_status(chosen, "/api/commands", repeat, command)["decision"]
     deadline = time.monotonic() + wait
     while decided is None:
         if time.monotonic() > deadline:
@@ -265,7 +265,7 @@ def ask_gate(
                 f"{declared.name}.commands and is carried out once the gate runs; {repeat}"
             )
         time.sleep(POLL_SECONDS)
-        decided = _call(chosen, f"/api/commands/{urllib.parse.quote(command['id'])}", repeat)
+        decided = call_status(chosen, f"/api/commands/{urllib.parse.quote(command['id'])}", repeat)["decision"]
     return cast("dict[str, Any]", decided)
 
 
@@ -276,8 +276,13 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _call(chosen: settings.Settings, path: str, repeat: str, body: dict[str, Any] | None = None) -> Any:
-    """Return the gate's decision on a command so far, or None."""
+def call_status(
+    chosen: settings.Settings, path: str, repeat: str, body: dict[str, Any] | None = None, known_by: str = "decision"
+) -> dict[str, Any]:
+    """Return the answer of the status service to a command, or to what has become of it; it has the key `known_by`.
+
+    Raises SettingsError; `repeat` says how the command is given again.
+    """
     url = chosen.status_url.rstrip("/") + path
     request = urllib.request.Request(url)  # noqa: S310
     if token := chosen.status_token.get_secret_value():
@@ -290,7 +295,8 @@ def _call(chosen: settings.Settings, path: str, repeat: str, body: dict[str, Any
         # The setting's pattern allows http and https alone.
         opener = urllib.request.build_opener(_NoRedirect, urllib.request.HTTPSHandler(context=chosen.client_context()))
         with opener.open(request, timeout=ANSWER_SECONDS) as answer:
-            return json.load(answer)["decision"]
+            answered: dict[str, Any] = json.load(answer)
+            return answered | {known_by: answered[known_by]}
     except urllib.error.HTTPError as error:
         again = f"; {repeat}" if error.code in (408, 429) or error.code >= 500 else ""
         raise SettingsError(

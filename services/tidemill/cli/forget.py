@@ -13,11 +13,10 @@ import click
 import tidemill
 from tidemill import settings
 from tidemill.cli.shared import PIPELINE, with_settings
-from tidemill.durations import milliseconds, minute
+from tidemill.durations import minute
 from tidemill.errors import SettingsError
 
 if TYPE_CHECKING:
-    from tidemill.registry.forgetting import Forgetting
     from tidemill.runtime.forget import Forget
 
 KIND = "certificate"
@@ -36,6 +35,9 @@ KIND = "certificate"
 @click.option("--mentions-too", is_flag=True, help="Erase records of other events, too, that hold an id elsewhere.")
 @click.option(
     "--patience", type=click.FloatRange(min=1), default=300.0, show_default=True, help="Seconds to wait for each step."
+)
+@click.option(
+    "--ask", is_flag=True, help="Have the status service write a request that waits, with TIDEMILL_STATUS_TOKEN."
 )
 @click.option("--now", is_flag=True, help="Do it now, where the pipeline declares that requests wait for each other.")
 @click.option(
@@ -60,6 +62,7 @@ def forget(
     *,
     dry_run: bool,
     mentions_too: bool,
+    ask: bool,
     now: bool,
     due: bool,
     **options: Any,
@@ -70,10 +73,17 @@ def forget(
     their deadlines. Where forgetting has `every`, requests wait, and --due, to be run daily, does them together. The
     pipeline has to declare forgetting, and `tidemill keys new forget` makes the key that requests are signed with.
     """
+    from tidemill.registry.forgetting import deadline, refold_at
+
     declared, chosen = tidemill.load(pipeline), settings.load(**options)
     wanted = [_entity(text) for text in entities]
     if verify is not None:
         _verify(declared, chosen, verify, wanted, patience)
+        return
+    if ask:
+        if by or out or keep or dry_run or mentions_too or now or due:
+            raise SettingsError("--ask goes with --entity and --why alone: who asks is who holds the token")
+        _ask(chosen, wanted, why)
         return
     work = _work(declared, chosen, keep, patience)
     work.mentions_too = mentions_too
@@ -98,12 +108,33 @@ def forget(
         if not why:
             raise SettingsError("a request needs --why; --dry-run says what there is")
         waiting = work.wait(wanted, by, why)
-        begins, until = minute(work.refold_at(waiting)), _until(work, waiting)
-        click.echo(f"request {waiting.id} waits: --due does it from {begins} UTC on; it has to be done until {until}")
+        _say_when(waiting.id, refold_at(declared, waiting), deadline(declared, waiting))
         return
     if not why or out is None:
         raise SettingsError("forgetting needs --why and --out; --dry-run says what there is")
     _write(work, work.run(wanted, by, why), out)
+
+
+def _ask(chosen: settings.Settings, wanted: list[tuple[str, str]], why: str | None) -> None:
+    from tidemill.cli.champion import call_status
+
+    if not wanted or not why:
+        raise SettingsError("--ask needs --entity and --why")
+    entities: dict[str, list[str]] = {}
+    for name, id_ in wanted:
+        entities.setdefault(name, []).append(id_)
+    answer = call_status(chosen, "/api/forgetting", "ask again", {"entities": entities, "why": why}, "until")
+    _say_when(answer["id"], answer["begins"], answer["until"])
+
+
+def _say_when(request: str, begins: int, until: int) -> None:
+    click.echo(
+        f"request {request} waits: --due does it from {minute(begins)} UTC on; it has to be done until {_late(until)}"
+    )
+
+
+def _late(until: int) -> str:
+    return f"{minute(until)} UTC{', which is past' if until < time.time() * 1000 else ''}"
 
 
 def _due(work: Forget, wanted: list[tuple[str, str]], by: str, out: Path | None) -> None:
@@ -174,21 +205,19 @@ def _work(declared: Any, chosen: settings.Settings, keep: tuple[str, ...], patie
 
 
 def _list(work: Forget) -> None:
-    from tidemill.registry.forgetting import Requests
+    from tidemill.registry.forgetting import Requests, deadline
 
     requests = Requests(work.pipeline, work.broker, work.registry.keys)
     for one in requests.records:
         if one.state not in ("asked", "waiting"):
             continue
         done = requests.done.get(one.id)
-        state = f"done {minute(done.time)}" if done else f"{one.state}, to be done until {_until(work, one)}"
+        state = (
+            f"done {minute(done.time)}"
+            if done
+            else f"{one.state}, to be done until {_late(deadline(work.pipeline, one))}"
+        )
         click.echo(f"{one.id}  asked {minute(one.time)} UTC by {one.by}: {one.why}; {state}")
-
-
-def _until(work: Forget, request: Forgetting) -> str:
-    assert work.pipeline.forgetting is not None  # noqa: S101  checked when it was made
-    until = request.time + milliseconds(work.pipeline.forgetting.within)
-    return f"{minute(until)} UTC{', which is past' if until < time.time() * 1000 else ''}"
 
 
 def _verify(

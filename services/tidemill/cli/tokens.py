@@ -28,14 +28,17 @@ def tokens() -> None:
     "command gives commands to the gate.",
 )
 @click.option("--personal", is_flag=True, help="It also shows the fields that are declared personal.")
-def new(name: str, role: str, *, personal: bool) -> None:
+@click.option("--forget", is_flag=True, help="It also asks for entities to be forgotten, at the status service.")
+def new(name: str, role: str, *, personal: bool, forget: bool) -> None:
     """Make a token for NAME; print it, and its entry for the service.
 
     NAME is written into each decision and acknowledgement that the token is used for. The first line is for the
     holder, and is shown only now. The second is for the service, which keeps the hash alone: add it to the others.
     """
+    if forget and role in _PERMISSIONS:
+        raise SettingsError(f"--forget is for the status service, and {role} is a role at the gateway")
     token = new_token()
-    entry = f"{name}:{role}{'+personal' if personal else ''}:{token_hash(token)}"
+    entry = f"{name}:{role}{'+personal' * personal}{'+forget' * forget}:{token_hash(token)}"
     try:
         parse_holders(entry, Permission if role in _PERMISSIONS else Role)
     except ValueError:

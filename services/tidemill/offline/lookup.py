@@ -73,6 +73,7 @@ class LogLookup:
         self.pipeline, self.broker, self.features, self.manifest = pipeline, broker, features, manifest
         self.newest = newest
         self.records = Records(pipeline)
+        self.keys = keys
         self._manifests = manifest_codec(pipeline, keys, records=self.records)
 
     def _backwards(self, slot: TopicPartition, search: _Search) -> Iterator[Record]:

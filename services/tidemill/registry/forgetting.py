@@ -9,23 +9,29 @@ from __future__ import annotations
 import base64
 import hmac
 import json
-from collections.abc import Iterable, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken
 
+from tidemill.declare.forgetting import Forgetting as Declared
 from tidemill.declare.pipeline import Pipeline
-from tidemill.durations import minute
+from tidemill.durations import milliseconds, minute
 from tidemill.errors import SettingsError
 from tidemill.keys import Keyring
 from tidemill.registry.signing import UNSIGNED, Chains, Signature, SignedCodec
+from tidemill.registry.store import ArtifactStore
 from tidemill.stream.api import Broker, TopicPartition
 from tidemill.wire import topics
 from tidemill.wire.records import Records
 
-#: The one chain, and the kind of its records.
+Entity = tuple[str, str]
+
+#: The chain of `tidemill forget`, and the kind of its records.
 CHAIN, KIND = "forget", "forgetting"
 #: Of the HMAC of an event's id, or of a vector, so many bytes are kept: 8 of them are no other's by chance.
 SHORT_BYTES = 8
@@ -111,6 +117,75 @@ class Hashes:
 def split(joined: bytes) -> frozenset[bytes]:
     """Return the short hashes that a record has."""
     return frozenset(joined[at : at + SHORT_BYTES] for at in range(0, len(joined), SHORT_BYTES))
+
+
+class Waiting:
+    """Makes requests that wait, until `tidemill forget --due` carries out all of them.
+
+    Until then the artifact store has their ids, encrypted.
+
+    Parameters
+    ----------
+    store
+        The artifact store.
+    write
+        Signs a request, and writes it.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        broker: Broker,
+        store: ArtifactStore,
+        keys: Keyring,
+        write: Callable[[Forgetting], None],
+    ) -> None:
+        self.pipeline, self.broker, self.store, self.keys, self.write = pipeline, broker, store, keys, write
+        self.hashes = Hashes(pipeline.name, keys)
+
+    def ask(self, entities: Iterable[Entity], by: str, why: str) -> Forgetting:
+        """Write a request, and return it, or the one of the same entities that waits. Raises SettingsError."""
+        entities = sorted(set(entities))
+        check_entities(self.pipeline, entities, why)
+        hashed = [self.hashes.entity(*entity) for entity in entities]
+        for one in Requests(self.pipeline, self.broker, self.keys).open:
+            if one.state == "waiting" and one.entities == hashed:
+                return one
+        sealed = self.store.put(self.hashes.seal(json.dumps(entities).encode()))
+        now, content = int(time.time() * 1000), json.dumps({"ids": sealed})
+        request = Forgetting(uuid.uuid4().hex[:12], "waiting", by, why, now, hashed, content=content)
+        self.write(request)
+        return request
+
+
+def check_entities(pipeline: Pipeline, entities: Iterable[Entity], why: str = "", dashes: str = "--") -> None:
+    """Raise SettingsError for a field that names none, and for a reason that names an id; options have `dashes`."""
+    for name, id_ in entities:
+        if name not in pipeline.forgettable:
+            raise SettingsError(
+                f"{dashes}entity {name}=...: expected one of {', '.join(pipeline.forgettable) or 'none'}: the key, the "
+                f"entities of views, and forgetting.fields"
+            )
+        if id_ in why:
+            raise SettingsError(
+                f"{dashes}why names an id that is to be forgotten, and it is kept for ever: say it without"
+            )
+
+
+def refold_at(pipeline: Pipeline, waiting: Forgetting) -> int:
+    """Return when a request that waits is carried out, ms since the epoch."""
+    return waiting.time + milliseconds(_declared(pipeline).every or "0s")
+
+
+def deadline(pipeline: Pipeline, request: Forgetting) -> int:
+    """Return until when a request has to be done, ms since the epoch."""
+    return request.time + milliseconds(_declared(pipeline).within)
+
+
+def _declared(pipeline: Pipeline) -> Declared:
+    if pipeline.forgetting is None:
+        raise SettingsError(f"pipeline {pipeline.name!r} does not declare forgetting")
+    return pipeline.forgetting
 
 
 class Requests:

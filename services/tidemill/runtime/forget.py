@@ -24,7 +24,6 @@ from typing import Any, cast
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
-from tidemill.durations import milliseconds
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import ArtifactError, BrokerError, SettingsError, StoreError, TidemillError
 from tidemill.features.redis import Redis
@@ -33,7 +32,18 @@ from tidemill.models.linear import specialised
 from tidemill.offline.byte_search import ByteSearch, VectorSearch
 from tidemill.offline.offsets import services
 from tidemill.registry.decisions import all_decisions, decisions
-from tidemill.registry.forgetting import CHAIN, Forgetting, Hashes, Requests, forgetting_codec, split
+from tidemill.registry.forgetting import (
+    CHAIN,
+    Entity,
+    Forgetting,
+    Hashes,
+    Requests,
+    Waiting,
+    check_entities,
+    forgetting_codec,
+    refold_at,
+    split,
+)
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.signing import LogWriter
 from tidemill.stream.api import TopicPartition
@@ -58,7 +68,6 @@ MAX_LEFT_BEHIND = 100
 #: How often brokers look what they may delete.
 _CHECK_MS = "log.retention.check.interval.ms"
 
-Entity = tuple[str, str]
 Say = Callable[[str], None]
 
 
@@ -144,7 +153,7 @@ class Forget:
 
     def subject(self, entities: Sequence[Entity]) -> Subject:
         """Return what the log knows of entities. Raises SettingsError for a field that names none."""
-        self._check_entities(entities)
+        check_entities(self.pipeline, entities)
         subject = Subject(entities)
         wanted = set(entities)
         ids = {id_.encode() for _, id_ in entities}
@@ -167,16 +176,6 @@ class Forget:
                     if any(id_ in value for id_ in ids) and (decoded := codec.of(value)) is not None:
                         self._learn_of(decoded, record, wanted, subject, is_example=topic is topics.EXAMPLES)
         return subject
-
-    def _check_entities(self, entities: Sequence[Entity], why: str = "") -> None:
-        for name, _ in entities:
-            if name not in self.pipeline.forgettable:
-                raise SettingsError(
-                    f"--entity {name}=...: expected one of {', '.join(self.pipeline.forgettable) or 'none'}: the key, "
-                    f"the entities of views, and forgetting.fields"
-                )
-        if any(id_ in why for _, id_ in entities):
-            raise SettingsError("--why names an id that is to be forgotten, and it is kept for ever: say it without")
 
     def _learn_of(
         self, decoded: Any, record: Any, wanted: Collection[Entity], subject: Subject, *, is_example: bool
@@ -406,18 +405,9 @@ class Forget:
     # The request ------------------------------------------------------------------------------------------------------
 
     def wait(self, entities: Sequence[Entity], by: str, why: str) -> Forgetting:
-        """Write a request that `due` carries out; until then the artifact store has its ids, encrypted."""
-        entities = sorted(set(entities))
-        self._check_entities(entities, why)
-        hashed = [self.hashes.entity(*entity) for entity in entities]
-        for one in Requests(self.pipeline, self.broker, self.registry.keys).open:
-            if one.state == "waiting" and one.entities == hashed:
-                return one
-        sealed = self.registry.store.put(self.hashes.seal(json.dumps(entities).encode()))
-        now, content = int(time.time() * 1000), json.dumps({"ids": sealed})
-        request = Forgetting(uuid.uuid4().hex[:12], "waiting", by, why, now, hashed, content=content)
-        self._write(request)
-        return request
+        """Write a request that `due` carries out."""
+        waiting = Waiting(self.pipeline, self.broker, self.registry.store, self.registry.keys, self._write)
+        return waiting.ask(entities, by, why)
 
     def due(self, by: str) -> dict[str, Any] | None:
         """Carry out all requests that wait once the first has waited for `every`, or go on with that; else None."""
@@ -426,7 +416,7 @@ class Forget:
         begun = [json.loads(one.content).get("requests") for one in requests.open if one.state == "asked"]
         ids = next(filter(None, begun), None)
         waiting = [one for one in requests.open if one.state == "waiting" and (ids is None or one.id in ids)]
-        if not waiting or (ids is None and self.refold_at(waiting[0]) > time.time() * 1000):
+        if not waiting or (ids is None and refold_at(self.pipeline, waiting[0]) > time.time() * 1000):
             return None
         sealed = [json.loads(one.content)["ids"] for one in waiting]
         entities = {(name, id_) for one in sealed for name, id_ in json.loads(self.hashes.unseal(store.get(one)))}
@@ -452,18 +442,13 @@ class Forget:
         subject.events |= set(known["events"])
         subject.vectors |= set(map(bytes.fromhex, known["vectors"]))
 
-    def refold_at(self, waiting: Forgetting) -> int:
-        """Return when a request that waits is carried out, ms since the epoch."""
-        assert self.pipeline.forgetting is not None  # noqa: S101  checked when this was made
-        return waiting.time + milliseconds(self.pipeline.forgetting.every or "0s")
-
     def run(self, entities: Sequence[Entity], by: str, why: str, carried: Sequence[str] = ()) -> dict[str, Any]:
         """Forget entities, and return the certificate's content. Raises a TidemillError where something is left.
 
         `carried`: those that waited, and are done with this one.
         """
         entities = sorted(set(entities))
-        self._check_entities(entities, "" if carried else why)
+        check_entities(self.pipeline, entities, "" if carried else why)
         hashed = [self.hashes.entity(*entity) for entity in entities]
         subject = self.subject(entities)
         requests = Requests(self.pipeline, self.broker, self.registry.keys)

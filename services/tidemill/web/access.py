@@ -21,7 +21,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from tidemill.limits import STATUS_GUESSERS
-from tidemill.tokens import Holder, Permission, Role, Tokens, role_name
+from tidemill.tokens import Holder, Needed, Permission, Role, Tokens, role_name
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class Access:
         self._setting, self.on_access = setting, on_access
         self.backoff = Backoff(clock)
 
-    def identify(self, needed: Role | Permission, authorizations: Sequence[str], client: str) -> Holder | None:
+    def identify(self, needed: Needed, authorizations: Sequence[str], client: str) -> Holder | None:
         """Return the holder of a request's token; None where it has none and needs none. Raises HTTPException.
 
         What the holder may do is not looked at: see `require`.
@@ -123,7 +123,7 @@ class Access:
             raise self._wrong_token(client)
         return holder
 
-    def require(self, holder: Holder, needed: Role | Permission) -> None:
+    def require(self, holder: Holder, needed: Needed) -> None:
         """Raise HTTPException where a holder may not do what needs this role."""
         if not holder.may(needed):
             raise self._refusal(403, "role", f"{holder.name} is {holder.role_name}, and this needs {role_name(needed)}")
@@ -140,7 +140,7 @@ class Access:
         return HTTPException(status, detail, headers or ({"WWW-Authenticate": "Bearer"} if status == 401 else None))
 
 
-def needs(role: Role | Permission) -> Callable[[Endpoint], Endpoint]:
+def needs(role: Needed) -> Callable[[Endpoint], Endpoint]:
     """Declare who may use a route: decorates its function, below the router's own decorator."""
 
     def declare(endpoint: Endpoint) -> Endpoint:
@@ -154,9 +154,9 @@ class GuardedRoute(APIRoute):
     """A route that asks for the role that its function declares before it reads a request's body."""
 
     @property
-    def needed_role(self) -> Role | Permission:
+    def needed_role(self) -> Needed:
         """Return who may use it. Raises TypeError where that is not declared."""
-        role: Role | Permission | None = getattr(self.endpoint, "needed_role", None)
+        role: Needed | None = getattr(self.endpoint, "needed_role", None)
         if role is None:
             raise TypeError(f"route {self.path}: declare who may use it by @needs(Role...)")
         return role

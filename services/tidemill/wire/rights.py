@@ -87,8 +87,9 @@ def rights(pipeline: Pipeline, role: str) -> list[Right]:
     for name in names:
         for topic, some in _topics(name):
             operations.setdefault(topic.name(pipeline), set()).update(some)
-        if pipeline.forgetting is not None and name in (*topics.KEEPING_PROGRESS, "monitor"):
-            operations.setdefault(topics.FORGOTTEN.name(pipeline), set()).add("Read")
+        if pipeline.forgetting is not None and name in (*topics.KEEPING_PROGRESS, "monitor", "status"):
+            some = {"Read"} | ({"Write"} if name == "status" and pipeline.forgetting.every else set())
+            operations.setdefault(topics.FORGOTTEN.name(pipeline), set()).update(some)
     is_service = role not in topics.OUTSIDE
     made = [Right("cluster", CLUSTER, ("DescribeConfigs",))] if is_service else []
     more = {"DescribeConfigs"} if is_service else set()

@@ -45,6 +45,14 @@ def test_who_follows_requests_to_forget_may_read_them_where_those_are_declared()
         assert not [right for right in rights(flights, role) if right.name == name], role
 
 
+def test_the_status_service_may_write_requests_to_forget_where_they_wait() -> None:
+    name = topics.FORGOTTEN.name(flights)
+    for every, operations in ((None, {"Read"}), ("7d", {"Read", "Write"})):
+        declared = replace(flights, forgetting=Forgetting(every=every))
+        (right,) = [right for right in rights(declared, "status") if right.name == name]
+        assert {*right.operations} & {"Read", "Write"} == operations
+
+
 def test_only_the_operator_may_change_topics() -> None:
     assert [role for role in ROLES if any("Create" in right.operations for right in rights(flights, role))] == [
         OPERATOR

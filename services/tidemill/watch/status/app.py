@@ -14,7 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from tidemill import __version__
 from tidemill.errors import BrokerError, SettingsError, StoreError
 from tidemill.watch.status.parts import Parts
-from tidemill.watch.status.routes import lookups, models, overview, quality
+from tidemill.watch.status.routes import forgetting, lookups, models, overview, quality
 from tidemill.web import health
 from tidemill.web.access import status_of
 from tidemill.web.edge import Edge, Hosts
@@ -36,7 +36,7 @@ def build(parts: Parts, hosts: Sequence[str] = ()) -> FastAPI:
     for error in (BrokerError, StoreError, SettingsError):
         app.exception_handler(error)(_unavailable)
     app.exception_handler(RequestValidationError)(_invalid)
-    for room in (health, overview, models, quality, lookups):
+    for room in (health, overview, models, quality, lookups, forgetting):
         app.include_router(room.router)
     app.get("/", include_in_schema=False)(_index)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")

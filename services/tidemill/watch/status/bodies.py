@@ -51,3 +51,13 @@ class CommandRequest(BaseModel):
         description="train: offset of the first example; a negative number counts from the newest.",
     )
     why: str = Field(min_length=1, max_length=1000)
+
+
+class ForgetRequest(BaseModel):
+    """Whom to forget. Who asks, the token says."""
+
+    entities: dict[
+        Annotated[str, Field(max_length=100)],
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=500)]], Field(min_length=1, max_length=100)],
+    ] = Field(min_length=1, max_length=20, description="Ids by the field that names them.")
+    why: str = Field(min_length=1, max_length=1000, description="The reason; it is kept for ever.")

@@ -13,9 +13,11 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 from fastapi import Depends, HTTPException, Request
 
+from tidemill.errors import SettingsError
 from tidemill.limits import ENTITY_LOOKUPS, LOG_LOOKUPS, STATUS_CHANGES, STATUS_COMMANDS, Limit
 from tidemill.offline.lookup import LogLookup
 from tidemill.registry.decisions import ModelRef
+from tidemill.registry.forgetting import Waiting
 from tidemill.tokens import Holder
 from tidemill.watch.status.bodies import CommandRequest
 from tidemill.watch.status.follower import TopicFollower
@@ -68,6 +70,10 @@ class AcceptedCommands:
                 self._commands.popitem(last=False)
 
 
+def _nobody_is_forgotten() -> NoReturn:
+    raise SettingsError("this service takes no requests to forget")
+
+
 @dataclass
 class Parts:
     """What the application is made of."""
@@ -80,6 +86,7 @@ class Parts:
     acknowledge: Callable[[str, str, str], None]
     ask: Callable[[CommandRequest, ModelRef, str], None]
     access: Access
+    forgetting: Callable[[], Waiting] = _nobody_is_forgotten
     overview_json: OverviewJson = field(init=False)
     streams: Counter[str] = field(default_factory=Counter, init=False)
     log_lookups: threading.Semaphore = field(init=False)

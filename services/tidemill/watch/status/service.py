@@ -2,13 +2,15 @@
 
 reads   <pipeline>.windows, .alerts, .models, .promotions, .dlq; every service's /readyz and /metrics;
         on request Redis, and <pipeline>.prediction-log, .examples, .expired, .events.valid
-writes  <pipeline>.alerts: acknowledgements; <pipeline>.commands: signed commands of people who have the token
+writes  <pipeline>.alerts: acknowledgements; <pipeline>.commands: signed commands of people who have the token;
+        <pipeline>.forgotten: requests that wait, where it has the key of `tidemill keys new forget`
 state   what it has read, in memory; it can be restarted at any time, and run in several instances
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import logging
 import threading
@@ -24,7 +26,9 @@ from tidemill.metrics import count_refused
 from tidemill.offline.lookup import LogLookup
 from tidemill.registry.alerts import alerts
 from tidemill.registry.decisions import Command, ModelRef, commands
+from tidemill.registry.forgetting import Forgetting, Waiting, forgetting_codec
 from tidemill.registry.signing import LogWriter
+from tidemill.registry.store import ArtifactStore
 from tidemill.settings import Settings
 from tidemill.stream.declared import NOTHING_DECLARED, TOPIC_CHECK_TIMEOUT, DeclaredTopics
 from tidemill.stream.kafka.broker import KafkaBroker
@@ -172,6 +176,20 @@ def run(
 
         sender.send(sent_commands.topic, sign, request.id.encode())
 
+    @functools.cache
+    def waiting() -> Waiting:
+        forget_keys = settings.keyring("forget")
+        writer = LogWriter(forgetting_codec(pipeline, forget_keys), broker, name)
+
+        def write(request: Forgetting) -> None:
+            def sign() -> bytes:
+                writer.begin()
+                return writer.sign(request)
+
+            sender.send(writer.topic, sign, request.id.encode())
+
+        return Waiting(pipeline, broker, ArtifactStore(settings.store_url), forget_keys, write)
+
     parts = Parts(
         follower=follower,
         scraper=scraper,
@@ -181,6 +199,7 @@ def run(
         acknowledge=acknowledge,
         ask=ask,
         access=access,
+        forgetting=waiting,
     )
     threads = (follower, scraper, dependencies)
     for thread in threads:
