@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from tidemill.durations import moment
 from tidemill.errors import ArtifactError, SettingsError
 from tidemill.files import write_atomic
+from tidemill.limits import KEY_FILE_BYTES
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,6 @@ Reason = Literal["damaged", "forged", "expired_key", "foreign", "old", "forked",
 #: How a private key begins, as text: then 32 bytes in base64.
 PRIVATE_PREFIX = "ed25519:"
 VERIFY_FILE = "public/verify.json"
-MAX_KEY_FILE_BYTES = 1_000_000
 #: An expired key stays in `verify.json` this long, so that a refusal can say "expired" and not "unknown".
 EXPIRED_KEPT_DAYS = 365
 
@@ -159,8 +159,8 @@ class _Cached:
         assert path is not None  # noqa: S101  read from a file alone
         try:
             stat = path.stat()
-            if stat.st_size > MAX_KEY_FILE_BYTES:
-                raise SettingsError(f"{setting}: {path} has {stat.st_size:,} bytes where a key file was expected")
+            if stat.st_size > KEY_FILE_BYTES.max:
+                raise SettingsError(f"{setting}: {KEY_FILE_BYTES.excess(stat.st_size, str(path))}")
             value = self._parse(path.read_text(), str(path))
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or "it is no text"

@@ -97,8 +97,18 @@ GATEWAY_HEADER_CHARACTERS = Limit("Idempotency-Key", 200, "characters", "answer 
 ARTIFACT_BYTES = Limit("artifact", 1_000_000_000, "bytes", "it is not read, and no version with more is published")
 REPLACEMENT_BYTES = Limit("copy of a manifest beside an artifact", 2_000_000, "bytes", "it is not read")
 
+SNAPSHOT_ITEMS = Limit("range, or array of ones, in a snapshot", 10_000, "numbers", "it is not opened")
+SNAPSHOT_BITS = Limit("fraction in a snapshot", 10_000, "bits in a number", "it is not opened")
+
+# Keys and names.
+KEY_FILE_BYTES = Limit("key file", 1_000_000, "bytes", "the service or command ends")
+TOKEN_CHARACTERS = Limit("token", 512, "characters", "it opens nothing, and who is given it does not start")
+#: Names of topics, groups and files are made of them: Kafka takes 249 characters, file systems 255.
+NAME_CHARACTERS = Limit("name of a pipeline or model", 100, "characters", "`check` fails")
+
 # What is read over HTTP and from files.
 SCRAPE_BYTES = Limit("answer of a service", 16_000_000, "bytes", "the service is shown as down")
+NOTICE_ANSWER_BYTES = Limit("answer to a webhook", 4_096, "bytes", "no more is read")
 SCRAPE_SECONDS = Limit("answer of a service", 2, "seconds", "the service is shown as down")
 REGISTRY_BYTES = Limit("answer of a schema registry", 16_000_000, "bytes", "the registry counts as away")
 REGISTRY_SECONDS = Limit("answer of a schema registry", 10, "seconds", "the registry counts as away")

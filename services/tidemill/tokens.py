@@ -17,10 +17,11 @@ from enum import Enum, IntEnum, IntFlag
 from functools import reduce
 from operator import or_
 
+from tidemill.limits import TOKEN_CHARACTERS
+
 MIN_TOKEN_BITS = 128
 #: A random token of 128 bits has fewer different characters in one of ten million cases.
 MIN_DIFFERENT_CHARACTERS = 8
-MAX_TOKEN_CHARACTERS = 512
 #: What `by` in decisions and alerts means already.
 RESERVED_NAMES = ("gate", "monitor", "declaration")
 #: Alphabets that a token may be of, with their number of characters; the last is all that RFC 6750 allows.
@@ -97,8 +98,8 @@ def token_hash(token: str | bytes) -> str:
 
 def weakness(token: str) -> str:
     """Return why a token is not fit to be used; '' where it is."""
-    if len(token) > MAX_TOKEN_CHARACTERS:
-        return f"it has more than {MAX_TOKEN_CHARACTERS} characters"
+    if len(token) > TOKEN_CHARACTERS.max:
+        return TOKEN_CHARACTERS.excess(len(token))
     bits = next((len(token) * math.log2(size) for form, size in _ALPHABETS if re.fullmatch(form, token, re.ASCII)), 0)
     if not bits:
         return "it has characters other than letters, digits and ._~+/=-"

@@ -17,15 +17,18 @@ from typing import Any
 
 import pytest
 import small
+from signing_keys import SETTINGS
 
-from tidemill import category, limits, rows
+from tidemill import category, limits, rows, tokens
 from tidemill.encoding import json_values, schema_registry
 from tidemill.encoding.codec import Codec
 from tidemill.encoding.schema_limits import memory_per_byte, unsafe
 from tidemill.encoding.schema_registry import SchemaRegistry, Version
-from tidemill.errors import ArtifactError, Reject, StoreError
+from tidemill.errors import ArtifactError, DeclarationError, Reject, SettingsError, StoreError
+from tidemill.keys import Keyring
 from tidemill.limits import Limit
 from tidemill.registry import store as registry_store
+from tidemill.registry import values
 from tidemill.registry.store import ArtifactStore
 from tidemill.stages.featurizer.service import Featurizer
 from tidemill.stages.scorer.service import Scorer
@@ -293,6 +296,19 @@ def replacement_bytes(size: int, folder: Path) -> str:
     return held_back(size, folder, "REPLACEMENT_BYTES", ".again")
 
 
+def refusal(kind: type[Exception], make: Callable[[], Any]) -> str:
+    try:
+        make()
+    except kind as error:
+        return str(error)
+    return ""
+
+
+def key_file_bytes(size: int, folder: Path) -> str:
+    (folder / "verify.json").write_text(SETTINGS["TIDEMILL_VERIFY_KEYS"].ljust(size))
+    return refusal(SettingsError, lambda: Keyring(str(folder / "verify.json")).keys)
+
+
 #: A limit that is too large for a test is replaced by this, in the module that holds to it.
 SMALL = 1000
 SWEEP: dict[str, Callable[[int, Path], str]] = {
@@ -310,6 +326,11 @@ SWEEP: dict[str, Callable[[int, Path], str]] = {
     "SCRAPE_BYTES": scrape_bytes,
     "REGISTRY_BYTES": registry_bytes,
     "UNZIPPED_BYTES": unzipped_bytes,
+    "SNAPSHOT_ITEMS": lambda size, _: refusal(ArtifactError, lambda: values.span(0, size * 3, 3)),
+    "SNAPSHOT_BITS": lambda size, _: refusal(ArtifactError, lambda: values.fraction(1 << (size - 1), 1)),
+    "KEY_FILE_BYTES": key_file_bytes,
+    "TOKEN_CHARACTERS": lambda size, _: tokens.weakness(("0123456789abcdef" * size)[:size]),
+    "NAME_CHARACTERS": lambda size, _: refusal(DeclarationError, lambda: replace(small.make(), name="n" * size)),
     "ARTIFACT_BYTES": artifact_bytes,
     "REPLACEMENT_BYTES": replacement_bytes,
 }
@@ -325,6 +346,7 @@ SHOWN_ELSEWHERE = {
     "GATEWAY_STREAMS": "unit/gateway/test_gateway_send.py::test_so_many_streams_are_open_and_no_more",
     "GATEWAY_STREAM_RECORDS": "unit/gateway/test_gateway_send.py::test_a_reader_that_is_too_slow_is_told_that_it_lost",
     "GATEWAY_HEADER_CHARACTERS": "unit/gateway/test_gateway_predict.py::test_an_idempotency_key_stands_for_one_body",
+    "NOTICE_ANSWER_BYTES": "unit/watch/test_notifier.py::test_a_hostile_receiver_costs_a_bounded_time_and_is_an_error",
     "REGISTRY_SECONDS": "unit/test_limits.py::test_an_answer_of_a_registry_that_never_ends_or_is_packed_is_given_up",
     "SCRAPE_SECONDS": "unit/test_limits.py::test_an_answer_that_never_ends_is_given_up",
     "PATTERN_BYTES": "unit/rules/test_patterns.py::test_check_refuses_a_pattern_that_re2_does_not_take",

@@ -21,10 +21,9 @@ from pydantic_core import CoreSchema, core_schema
 
 from tidemill.durations import milliseconds
 from tidemill.errors import DeclarationError
+from tidemill.limits import NAME_CHARACTERS
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]*")
-#: Names of topics, groups and files are made of pipelines' and models': Kafka takes 249 characters, file systems 255.
-MAX_NAME_CHARACTERS = 100
 _FEATURE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -46,8 +45,8 @@ def _duration(value: Any) -> Any:
 def _name(value: Any) -> Any:
     if not isinstance(value, str) or not _NAME.fullmatch(value):
         raise ValueError(f"{value!r} is no name: use small letters, digits, - and _, a letter first")
-    if len(value) > MAX_NAME_CHARACTERS:
-        raise ValueError(f"{value[:20]}... has {len(value)} characters where at most {MAX_NAME_CHARACTERS} are allowed")
+    if len(value) > NAME_CHARACTERS.max:
+        raise ValueError(NAME_CHARACTERS.excess(len(value), f"{value[:20]}..."))
     return value
 
 

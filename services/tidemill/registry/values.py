@@ -25,12 +25,9 @@ from river._river_rust import stats as _rust_stats
 from river._river_rust.vectordict import VectorDict
 
 from tidemill.errors import ArtifactError
+from tidemill.limits import SNAPSHOT_BITS, SNAPSHOT_ITEMS
 from tidemill.registry import river_parts
 
-#: Longest range, and most numbers that a default value may be made of: models have n-grams of a few words.
-MAX_RANGE_ITEMS = 10_000
-#: Length of a fraction's two numbers: reducing them takes time by its square.
-MAX_FRACTION_BITS = 10_000
 #: Types of an array's numbers, as numpy writes them.
 ARRAY_TYPES = frozenset(
     {"|b1", "|i1", "|u1", *(f"<{kind}{size}" for kind in "iu" for size in (2, 4, 8)), "<f4", "<f8", "<c8", "<c16"}
@@ -88,9 +85,9 @@ def check_partial(function: Any, arguments: Any, named: Any) -> None:
     if type(arguments) is not tuple or type(named) is not dict or not callable(function):
         _refuse("a partial of anything but a function, a tuple and a dict")
     if function is np.ones and not (
-        len(arguments) == 1 and type(arguments[0]) is int and 0 <= arguments[0] <= MAX_RANGE_ITEMS and not named
+        len(arguments) == 1 and type(arguments[0]) is int and 0 <= arguments[0] <= SNAPSHOT_ITEMS.max and not named
     ):
-        _refuse(f"ones of more than {MAX_RANGE_ITEMS:,} numbers")
+        _refuse(f"ones of more than {SNAPSHOT_ITEMS.max:,} numbers")
 
 
 def array(kind: str, shape: tuple[int, ...], data: bytes, order: str) -> Any:
@@ -178,15 +175,17 @@ def span(start: int, stop: int, step: int) -> range:
     if not all(type(value) is int for value in (start, stop, step)):
         _refuse("a range of anything but integers")
     made = range(start, stop, step)
-    if made and abs(made[-1] - made[0]) // abs(step) >= MAX_RANGE_ITEMS:
-        _refuse(f"a range of more than {MAX_RANGE_ITEMS:,} numbers")
+    if made and (items := abs(made[-1] - made[0]) // abs(step) + 1) > SNAPSHOT_ITEMS.max:  # models have few n-grams
+        raise ArtifactError(SNAPSHOT_ITEMS.excess(items))
     return made
 
 
 def fraction(numerator: int, denominator: int) -> fractions.Fraction:
     """Return a fraction. Python's own is made of a text, and `1e999999999` is one."""
-    if not all(type(value) is int and value.bit_length() <= MAX_FRACTION_BITS for value in (numerator, denominator)):
-        _refuse(f"a fraction of anything but integers of at most {MAX_FRACTION_BITS:,} bits")
+    if not type(numerator) is type(denominator) is int:
+        _refuse("a fraction of anything but integers")
+    if (bits := max(numerator.bit_length(), denominator.bit_length())) > SNAPSHOT_BITS.max:
+        raise ArtifactError(SNAPSHOT_BITS.excess(bits))  # reducing it would take time by the square
     return fractions.Fraction(numerator, denominator)
 
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 from tidemill.errors import SettingsError
+from tidemill.limits import NOTICE_ANSWER_BYTES
 from tidemill.watch.notifier.notices import Notice
 from tidemill.webhooks import Receiver, signed_headers
 
 #: How long one attempt may take in all, whatever the receiver does.
 ATTEMPT_SECONDS = 10.0
 #: Of an answer's body so much is read, for what it says.
-MAX_ANSWER_BYTES = 4096
 MAX_SHOWN_CHARACTERS = 200
 #: Answers to what is in a notice: it would be answered so tomorrow as well.
 REFUSED_CODES = (400, 413, 415, 422)
@@ -75,8 +75,8 @@ async def _said(answer: Any) -> str:
     """Return the beginning of an answer's body as it came; nothing is unpacked."""
     read = b""
     async for part in answer.aiter_raw():
-        read += part[: MAX_ANSWER_BYTES - len(read)]
-        if len(read) >= MAX_ANSWER_BYTES:
+        read += part[: NOTICE_ANSWER_BYTES.max - len(read)]
+        if len(read) >= NOTICE_ANSWER_BYTES.max:
             break
     text = " ".join(read.decode(errors="replace").split())[:MAX_SHOWN_CHARACTERS]
     return f": {text}" if text.isprintable() and text else ""
