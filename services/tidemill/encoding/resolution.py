@@ -49,7 +49,8 @@ def unreadable(writer: Any, reader: Any) -> Mismatch | None:
 
 def mismatches(writer: Any, reader: Any) -> Iterator[Mismatch]:
     """Yield everything for which `reader` can't read what `writer` has written."""
-    yield from _Pair(writer, reader).type(writer, reader, "")
+    pair = _Pair(writer, reader)
+    yield from pair.type(*pair.schemas, "")
 
 
 def other_unit(writer: Any, reader: Any, units: Mapping[str, str] = MappingProxyType({})) -> Mismatch | None:
@@ -58,7 +59,8 @@ def other_unit(writer: Any, reader: Any, units: Mapping[str, str] = MappingProxy
     Times, dates and decimals have units in their schemas; `units` are those of the reader's fields that have none.
     Neither may be recursive, nor need they fit each other otherwise.
     """
-    return next(_Units(writer, reader).record(writer, reader, "", units), None)
+    pair = _Units(writer, reader)
+    return next(pair.record(*pair.schemas, "", units), None)
 
 
 def unit_of(avro: Any) -> str:
@@ -90,6 +92,7 @@ def promoted(writer: Mapping[str, Any], reader: Mapping[str, Any]) -> tuple[str,
 #: Where each field that is read comes from: (field, how, the writer's field, or the default).
 FieldMapping = list[tuple[str, int, Any]]
 _SAME, _FLOAT, _DEFAULT = range(3)
+_NAMED = ("record", "error", "enum", "fixed")
 _PRIMITIVES = ("boolean", "int", "long", "float", "double", "string", "bytes")
 
 
@@ -166,7 +169,8 @@ def _kind(avro: Any) -> Any:
 
 class _Pair:
     def __init__(self, writer: Any, reader: Any) -> None:
-        self.names = _names(writer), _names(reader)
+        self.names: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+        self.schemas = _in_full(writer, "", self.names[0]), _in_full(reader, "", self.names[1])
 
     def type(self, writer: Any, reader: Any, path: str) -> Iterator[Mismatch]:
         """Yield what is wrong, at `path`."""
@@ -245,34 +249,36 @@ class _Units(_Pair):
             yield from self.record(writer, reader, path, {})
 
 
-def _names(avro: Any) -> dict[str, Any]:
-    """Return the named types of a schema, by full and by short name, where their definition stands first."""
-    names: dict[str, Any] = {}
+def _in_full(avro: Any, space: str, names: dict[str, Any]) -> Any:
+    """Return a schema with every name in full, as it is within the namespace `space`; its named types go into `names`."""
     if isinstance(avro, list):
-        for branch in avro:
-            names = _names(branch) | names
-    elif isinstance(avro, Mapping):
-        for field in avro.get("fields", ()):
-            names = _names(field["type"]) | names
-        for part in ("type", "items", "values"):
-            if not isinstance(avro.get(part), str):
-                names = _names(avro.get(part)) | names
-        if "name" in avro:
-            names = {_full(avro): avro, _full(avro).rpartition(".")[2]: avro, **names}
-    return names
+        return [_in_full(branch, space, names) for branch in avro]
+    if isinstance(avro, str):
+        return f"{space}.{avro}" if f"{space}.{avro}" in names else avro
+    if not isinstance(avro, Mapping):
+        return avro
+    made = {**avro}
+    if avro.get("type") in _NAMED:
+        made["name"] = _full(avro, space)
+        space = made["name"].rpartition(".")[0]
+        names.setdefault(made["name"], made)
+    for part in ("type", "items", "values"):
+        if part in avro:
+            made[part] = _in_full(avro[part], space, names)
+    if "fields" in avro:
+        made["fields"] = [{**field, "type": _in_full(field["type"], space, names)} for field in avro["fields"]]
+    return made
 
 
 def _known(avro: Any, names: Mapping[str, Any]) -> Any:
     if isinstance(avro, Mapping) and isinstance(avro["type"], (Mapping, list)):
         return _known(avro["type"], names)
-    if isinstance(avro, str):
-        return names.get(avro, names.get(avro.rpartition(".")[2], avro))
-    return avro
+    return names.get(avro, avro) if isinstance(avro, str) else avro
 
 
-def _full(avro: Mapping[str, Any]) -> str:
-    name = str(avro.get("name", ""))
-    return name if "." in name or not avro.get("namespace") else f"{avro['namespace']}.{name}"
+def _full(avro: Mapping[str, Any], space: str = "") -> str:
+    name, space = str(avro.get("name", "")), avro.get("namespace", space)
+    return name if "." in name or not space else f"{space}.{name}"
 
 
 def _differs(writer: Any, reader: Any, path: str) -> Mismatch:

@@ -174,6 +174,25 @@ def test_names_and_aliases_are_followed() -> None:
     assert promoted(record(field("a", "int")), record(field("a", ["int", "double"]))) == ()
 
 
+def fixed(size: int, **name: str) -> dict[str, Any]:
+    return {"type": "fixed", "size": size, **name}
+
+
+@pytest.mark.parametrize("own", [{"name": "o.A"}, {"name": "A", "namespace": "o"}, {"name": "A"}])
+@pytest.mark.parametrize("other", [{"name": "n.A"}, {"name": "A", "namespace": "n"}])
+@pytest.mark.parametrize("reference", ["A", "o.A"])
+def test_a_name_is_of_the_namespace_that_it_stands_in(own: Any, other: Any, reference: str) -> None:
+    a, b, c = field("a", fixed(1, **own)), field("b", reference), field("c", fixed(2, **other))
+    writer, *readers = (
+        {**record(*fields), "namespace": "o"}
+        for fields in ((a, b, c), (c, a, b), (a, c, b), (c, field("b", a["type"])))
+    )
+    assert [unreadable(writer, reader) for reader in readers] == [None, None, None]
+    assert [unreadable(reader, writer) for reader in readers[:2]] == [None, None]
+    wrong = {**record(c, field("b", "n.A")), "namespace": "o"}
+    assert "field 'b': 1 bytes are written where 2 are read" in str(unreadable(writer, wrong))
+
+
 def nested(depth: int) -> Any:
     kind: Any = "int"
     for n in range(depth):
