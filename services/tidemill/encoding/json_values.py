@@ -310,22 +310,32 @@ def _integer(kind: str, logical: str) -> Convert:
 
 
 def _float(kind: str) -> Convert:
-    form = "f" if kind == "float" else "d"
-
     def convert(value: Any, path: str) -> Any:
         if type(value) is float:
             return value
         if type(value) is not int:
             raise MismatchError(path, value, kind)
         try:
-            (exact,) = struct.unpack(form, struct.pack(form, value))
-            if int(exact) == value:
-                return float(value)
-        except (OverflowError, struct.error):
-            pass
-        raise MismatchError(path, value, kind, f", and no {kind} is exactly that")
+            return exact_float(kind, value)
+        except ValueError as error:
+            raise MismatchError(path, value, kind, f", and {error}") from None
 
     return convert
+
+
+def exact_float(kind: str, value: int) -> float:
+    """Return a whole number as a `float` or a `double`. Raises ValueError where none is exactly that.
+
+    Digits behind a point are rounded as everywhere; whole numbers are counts and ids, and another one is wrong.
+    """
+    form = "f" if kind == "float" else "d"
+    try:
+        (exact,) = struct.unpack(form, struct.pack(form, value))
+        if int(exact) == value:
+            return float(exact)
+    except (OverflowError, struct.error):
+        pass
+    raise ValueError(f"no {kind} is exactly that")
 
 
 def _branch_name(branch: Any) -> str:

@@ -34,6 +34,7 @@ from tidemill.wire.records import PredictionLog
 _BOOLEANS = {"true": True, "t": True, "1": True, "1.0": True, "false": False, "f": False, "0": False, "0.0": False}
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,9})?", re.ASCII)
 _DIGITS = re.compile(r"-?[0-9]{1,18}")
+_WHOLE = re.compile(r"[+-]?[0-9]+")
 _INFINITY = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 #: Integers of a column of floats are exact up to here; beyond, one float stands for several.
 MAX_EXACT_FLOAT = 2**53
@@ -323,7 +324,7 @@ class _Column:
             except (json_values.MismatchError, Reject) as error:
                 raise self._refused(row, f": {error}") from None
             except (TypeError, ValueError, KeyError, ArithmeticError, RecursionError):
-                hint = _hint(value) if self.kind in ("int", "long", "float", "double", "boolean") else ""
+                hint = _hint(value, self.kind) if self.kind in ("int", "long", "float", "double", "boolean") else ""
                 if self.is_text and isinstance(value, int | float) and isinstance(self.place, Frame):
                     hint = f": read the column as text, as pandas does with dtype={{{self.name!r}: str}}"
                 raise self._refused(row, f"is {shown(value)} where {self.expected} was expected{hint}") from None
@@ -445,7 +446,9 @@ def _maker(kind: str, logical: str, avro: Mapping[str, Any]) -> Convert:
             return lambda value: json_values.decimal_bytes(_number(value), avro)
         size = avro.get("size")
         return lambda value: _bytes(value, size)
-    return {"float": _float, "double": _float, "boolean": _boolean}.get(kind, _text)
+    if kind in ("float", "double"):
+        return lambda value: _float(kind, value)
+    return _boolean if kind == "boolean" else _text
 
 
 def _bytes(value: Any, size: int | None) -> bytes:
@@ -486,15 +489,17 @@ def _integer(value: Any, bits: int) -> int:
     return number
 
 
-def _float(value: Any) -> float:
+def _float(kind: str, value: Any) -> float:
     if isinstance(value, str):
+        if _WHOLE.fullmatch(value):
+            return json_values.exact_float(kind, int(value))
         if not is_number(value) and not _INFINITY.fullmatch(value):
             raise ValueError
         return float(value)
     if isinstance(value, bool | bytes | Timestamp):
         raise TypeError
-    if isinstance(value, int) and int(float(value)) != value:
-        raise ValueError
+    if isinstance(value, int):
+        return json_values.exact_float(kind, value)
     return float(value)
 
 
@@ -528,7 +533,7 @@ def _time(kind: str, unit: str) -> Convert:
             if kind == "double":
                 return float(Fraction(_ticks(value, 1_000_000_000) * per_second, 1_000_000_000))
             return _integer(_ticks(value, per_second), 31 if kind == "int" else 63)
-        return _float(value) if kind == "double" else _integer(value, 31 if kind == "int" else 63)
+        return _float(kind, value) if kind == "double" else _integer(value, 31 if kind == "int" else 63)
 
     return convert
 
@@ -581,8 +586,8 @@ def _as_json(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _hint(value: Any) -> str:
-    """Return what may be wrong with a number of a CSV."""
+def _hint(value: Any, kind: str) -> str:
+    """Return what may be wrong with a number."""
     text = value if isinstance(value, str) else ""
     if times.looks_like_date(value):
         return ": write a date as 2024-01-31"
@@ -592,7 +597,8 @@ def _hint(value: Any) -> str:
         return ": write the decimal comma as a point"
     if isinstance(value, float) and abs(value) > MAX_EXACT_FLOAT:
         return ": a float of this size may stand for several integers"
-    return ""
+    is_whole = _WHOLE.fullmatch(text) or (isinstance(value, int) and not isinstance(value, bool))
+    return f": no {kind} is exactly that" if is_whole and kind in ("float", "double") else ""
 
 
 def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

@@ -17,10 +17,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from tidemill import Stream, rows
-from tidemill.errors import SettingsError
+from tidemill.encoding.codec import Codec
+from tidemill.errors import Reject, SettingsError
 from tidemill.offline import history
+from tidemill.stages.validator.decode import Decoder
 
 pytestmark = pytest.mark.slow
 
@@ -251,6 +255,9 @@ def test_a_text_is_the_value_that_the_schema_makes_of_it(tmp_path: Path, text: s
         ("5", ["string", "long"], "use JSON lines or Parquet"),
         ("[" * 100_000, {"type": "array", "items": "int"}, "JSON of type array"),
         ("31.01.2013", {"type": "long", "logicalType": "timestamp-millis"}, "ISO 8601"),
+        ("16777217", "float", "no float is exactly that"),
+        ("9007199254740993", "double", "no double is exactly that"),
+        ("9" * 5_000, "double", "no double is exactly that"),
         ("20130131", {"type": "long", "logicalType": "timestamp-millis"}, "write a date as 2024-01-31"),
         ("20130131120000", {"type": "long", "logicalType": "timestamp-micros"}, "write a date as 2024-01-31"),
     ],
@@ -488,3 +495,56 @@ def test_reading_tells_how_far_it_is(tmp_path: Path) -> None:
     of, counted = stream(tmp_path), list[int]()
     lines = [json.dumps({"id": f"e{n}", "at": n}) for n in range(7)]
     assert len(history.messages(put(tmp_path / "x.jsonl", "\n".join(lines)), of, counted.append)) == sum(counted) == 7
+
+
+#: Whole numbers where types end or begin to have gaps, and others around where 32 and 64 bits lose digits.
+EDGES = st.builds(
+    lambda power, off, sign: sign * (2**power + off),
+    st.sampled_from([0, 23, 24, 25, 30, 31, 32, 52, 53, 54, 62, 63, 64, 127, 128, 1023, 1024]),
+    st.integers(-3, 3),
+    st.sampled_from([1, -1]),
+)
+NUMBERS = (
+    EDGES
+    | st.sampled_from([10**18, 10**22, 10**23, 10**39, 10**400])
+    | EDGES.filter(lambda whole: abs(whole) < 10**300).map(float)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from([0.1, 3.4028234663852886e38, 3.5e38, 1e39, 5e-324, 1e-46])
+)
+
+
+def decoded(message: bytes, of: Stream) -> str:
+    """What the validator makes of a message."""
+    try:
+        record, _ = Decoder(Codec(of.avro)).decode(message)
+    except Reject:
+        return "refused"
+    return repr(record["v"])
+
+
+def of_file(source: Path | history.Frame, of: Stream) -> str:
+    try:
+        (message,) = history.messages(source, of)
+    except SettingsError:
+        return "refused"
+    return decoded(message.data, of)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+@given(kind=st.sampled_from(["int", "long", "float", "double"]), number=NUMBERS, is_nullable=st.booleans())
+def test_a_number_is_the_same_in_every_form_and_in_production(
+    tmp_path: Path, kind: str, number: int | float, *, is_nullable: bool
+) -> None:
+    """Whole numbers that a type has not are refused, digits behind a point are rounded: in JSON, CSV, Parquet, frames."""
+    assume(isinstance(number, int) or kind in ("float", "double"))  # 7.0 is no int in JSON, and one in a CSV
+    of = stream(
+        tmp_path, {"id": "string", "at": FIELDS["at"], "user": "string", "v": ["null", kind] if is_nullable else kind}
+    )
+    row = {"id": "a", "at": 1_700_000_000_000, "user": "u", "v": number}
+    expected = decoded(json.dumps(row).encode(), of)
+    assert of_file(put(tmp_path / "x.jsonl", json.dumps(row)), of) == expected
+    assert of_file(put(tmp_path / "x.csv", f"id,at,user,v\na,1700000000000,u,{json.dumps(number)}\n"), of) == expected
+    assert of_file(history.Frame("frame", {name: [value] for name, value in row.items()}), of) == expected
+    if isinstance(number, float) or -(2**63) <= number < 2**63:
+        pq.write_table(pa.table({name: [value] for name, value in row.items()}), tmp_path / "x.parquet")
+        assert of_file(tmp_path / "x.parquet", of) == expected
