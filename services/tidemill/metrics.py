@@ -132,6 +132,11 @@ GAUGES: Mapping[str, Gauge] = {
         "1 while no version is published because of what the model scores.",
         ["service", "model"],
     ),
+    "without_number": Gauge(
+        "tidemill_metrics_without_number",
+        "Declared metrics of which the model's newest version has no figure: its log says why.",
+        ["service", "model"],
+    ),
     "examples": Gauge("tidemill_examples_learned", "Examples the model has learned.", ["service", "model"]),
 }
 HISTOGRAMS: Mapping[str, Histogram] = {

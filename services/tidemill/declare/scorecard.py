@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -14,16 +13,19 @@ from tidemill.declare.counted_metrics import CountedMetric
 from tidemill.declare.tasks import Judged
 from tidemill.errors import described
 
-log = logging.getLogger(__name__)
+_NOT_SAVED = "it is not among the metrics that were saved: it has raised, or was declared later"
 
 #: Of a list or a dict in a metric, so many are looked at: matrices have as many as there are classes, or thresholds.
 MAX_PARTS = 50
 
 
-def metric_names(metrics: Sequence[Any]) -> tuple[str, ...]:
-    """Return each metric's name: its class, and what differs where several are of one class, as in FBeta(beta=2)."""
+def metric_names(metrics: Sequence[Any], declared: Sequence[Any] = ()) -> tuple[str, ...]:
+    """Return each metric's name: its class, and what differs where several are of one class, as in FBeta(beta=2).
+
+    `declared`: all that the pipeline declares, where these are what is left of them.
+    """
     of_class: dict[str, list[dict[str, Any]]] = {}
-    for metric in metrics:
+    for metric in declared or metrics:
         of_class.setdefault(type(metric).__name__, []).append(_parameters(metric))
     return tuple(_name(type(metric).__name__, _parameters(metric), of_class) for metric in metrics)
 
@@ -33,8 +35,12 @@ def _parameters(metric: Any) -> dict[str, Any]:
 
 
 def _name(name: str, parameters: dict[str, Any], of_class: dict[str, list[dict[str, Any]]]) -> str:
-    alike = of_class[name]
-    differing = [f"{key}={value!r}" for key, value in parameters.items() if any(one.get(key) != value for one in alike)]
+    alike = of_class.get(name, [])
+    differing = [
+        f"{key}={value!r}"
+        for key, value in parameters.items()
+        if any(one.get(key) != alike[0].get(key) for one in alike)
+    ]
     return f"{name}({', '.join(differing)})" if differing else name
 
 
@@ -46,16 +52,19 @@ class Scorecard:
     metrics
         River's, or ones of the same kind; they are updated in place.
     names
-        What they are called; by default see `metric_names`.
+        What they are called; by default see `metric_names`, which takes what is `declared`.
     """
 
     __slots__ = ("_by_name", "failed", "judged")
 
-    def __init__(self, metrics: Sequence[Any], names: Sequence[str] = ()) -> None:
+    def __init__(self, metrics: Sequence[Any], names: Sequence[str] = (), declared: Sequence[Any] = ()) -> None:
         counted = [CountedMetric(metric) for metric in metrics]
-        self._by_name = dict(zip(names or metric_names(metrics), counted, strict=True))
+        self._by_name = dict(zip(names or metric_names(metrics, declared), counted, strict=True))
         #: How many predictions were judged, and why a metric was left out, by its name.
-        self.judged, self.failed = 0, dict[str, str]()
+        self.judged = 0
+        self.failed = dict.fromkeys(metric_names(declared), _NOT_SAVED)
+        for name in self._by_name:
+            self.failed.pop(name, None)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         return iter([(name, counted.add()) for name, counted in self._by_name.items()])
@@ -75,11 +84,8 @@ class Scorecard:
             try:
                 counted.take(label, judged)
             except Exception as error:  # a metric's own code: it must not end a learner
-                log.warning(
-                    "a metric raised, and is left out from now on", extra={"metric": name, "cause": repr(error)}
-                )
                 failed.append(name)
-                self.failed[name] = described(error)
+                self.failed[name] = f"it raised {described(error)}"
         for name in failed:
             del self._by_name[name]
 
@@ -97,8 +103,10 @@ class Scorecard:
         return {name: figure for name, figure in self._figures() if not isinstance(figure, str)}
 
     def without_number(self) -> dict[str, str]:
-        """Return why metrics have no number, by name."""
-        return {name: why for name, why in self._figures() if isinstance(why, str)}
+        """Return why metrics have no number, by name; nothing before the first prediction, when none has one."""
+        if not self.has_judged:
+            return {}
+        return self.failed | {name: why for name, why in self._figures() if isinstance(why, str)}
 
     def _figures(self) -> Iterator[tuple[str, float | str]]:
         for name, metric in self:

@@ -250,7 +250,7 @@ class _Units(_Pair):
 
 
 def _in_full(avro: Any, space: str, names: dict[str, Any]) -> Any:
-    """Return a schema with every name in full, as it is within the namespace `space`; its named types go into `names`."""
+    """Return a schema with every name in full, as it is within `space`; its named types go into `names`."""
     if isinstance(avro, list):
         return [_in_full(branch, space, names) for branch in avro]
     if isinstance(avro, str):

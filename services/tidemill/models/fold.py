@@ -131,7 +131,7 @@ class Fold:
 
     def resume(self, snapshot: Snapshot) -> None:
         """Go on from a snapshot."""
-        self.model, self.scorecard = snapshot.model, Scorecard(snapshot.metrics)
+        self.model, self.scorecard = snapshot.model, Scorecard(snapshot.metrics, declared=self.pipeline.metric())
         self.examples, self.version, self.learned_until = snapshot.examples, snapshot.version, snapshot.learned_until
         self.begin = snapshot.begin
         self.segments = Segments(self.pipeline)

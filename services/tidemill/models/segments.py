@@ -45,9 +45,13 @@ class SegmentMetrics:
     __slots__ = ("examples", "places", "scorecard")
 
     def __init__(
-        self, own: Sequence[Any], examples: int = 0, places: Mapping[Any, Sequence[int]] | None = None
+        self,
+        own: Sequence[Any],
+        examples: int = 0,
+        places: Mapping[Any, Sequence[int]] | None = None,
+        declared: Sequence[Any] = (),
     ) -> None:
-        self.scorecard = Scorecard(own)
+        self.scorecard = Scorecard(own, declared=declared)
         self.examples = examples
         self.places = {label: list(counts) for label, counts in (places or {}).items()}
 
@@ -61,8 +65,9 @@ class Segments:
         #: By feature and text, the segments that `_line` gives again and again.
         self._line_of: dict[tuple[str, Any], SegmentMetrics] = {}
         self._fresh = pipeline.metric
-        self._names = metric_names(pipeline.metric())
-        areas = [metric for metric in pipeline.metric() if type(metric) is metrics.ROCAUC]
+        self._declared = pipeline.metric()
+        self._names = metric_names(self._declared)
+        areas = [metric for metric in self._declared if type(metric) is metrics.ROCAUC]
         #: What is counted instead; two with other thresholds are updated as all other metrics are.
         self._area = areas[0] if len(areas) == 1 else None
         self._values = dict.fromkeys(self.features, 0)
@@ -97,7 +102,8 @@ class Segments:
                 line = self.lines.get(key)
         if line is None:
             line = self.lines[key] = SegmentMetrics(
-                [m for m in self._fresh() if self._area is None or type(m) is not metrics.ROCAUC]
+                [m for m in self._fresh() if self._area is None or type(m) is not metrics.ROCAUC],
+                declared=self._declared,
             )
         return line
 
@@ -109,7 +115,7 @@ class Segments:
         """Go on from what was saved; features that are no segments any more are dropped."""
         for feature, value, others, examples, own, places in state:
             if feature in self._values:
-                self.lines[Segment(feature, value, others)] = SegmentMetrics(own, examples, places)
+                self.lines[Segment(feature, value, others)] = SegmentMetrics(own, examples, places, self._declared)
                 self._values[feature] += value is not None
 
     def as_dicts(self) -> list[dict[str, Any]]:

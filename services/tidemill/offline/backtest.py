@@ -625,9 +625,6 @@ class Backtest:
             if fold.examples and not fold.scorecard.judged
         ]
         for name, fold in self.folds.items():
-            texts += [
-                f"{metric} of {name!r} is left out: it raised {why}" for metric, why in fold.scorecard.failed.items()
-            ]
             if fold.scorecard.judged:
                 without = fold.scorecard.without_number()
                 texts += [f"{metric} of {name!r} is left out: {why}" for metric, why in without.items()]

@@ -116,8 +116,9 @@ class ComparisonReport:
     `questions`: those that both answered; `same`: of them, those where A and B were one model; `corrected`: those whose
     label is another than the first. `predictions`: those that the prediction log still has; `unlabelled`: of them,
     those without a label: it did not come within `label_timeout`, or has not come yet; `uncounted`: why that is not
-    known. `rate`: the probability that a row's interval is ever wrong. The row of all questions has an interval from
-    `min_questions` on, a segment's row from `min_segment_questions` on.
+    known. `left_out`: which metrics have no number, and why. `rate`: the probability that a row's interval is ever
+    wrong. The row of all questions has an interval from `min_questions` on, a segment's row from
+    `min_segment_questions` on.
     """
 
     pipeline: str
@@ -143,16 +144,18 @@ class ComparisonReport:
     last_event: int = 0
     versions: dict[str, tuple[int, int]] = field(default_factory=dict)
     lines: Sequence[SegmentRow] = ()
+    left_out: Sequence[str] = ()
 
     @property
     def warnings(self) -> list[str]:
         """What a reader must know before the figures: what they leave out, and the setting to change."""
         if self.unlabelled <= MAX_SHARE_LEFT_OUT * self.predictions:
-            return []
+            return list(self.left_out)
         return [
+            *self.left_out,
             f"the figures leave out {self.unlabelled / self.predictions:.0%} of the predictions, which got no label "
             f"within label_timeout={self.label_timeout!r}, or not yet: `tidemill check --events F --labels F` shows "
-            f"how late labels come"
+            f"how late labels come",
         ]
 
     def as_dict(self) -> dict[str, Any]:
@@ -186,6 +189,15 @@ class _Running:
     def row(self, segment: Segment, terms: Terms) -> SegmentRow:
         difference, loss = self.differences.interval(terms), self.losses.interval(terms)
         return SegmentRow(segment, self.questions, self._values(self._a), self._values(self._b), difference, loss)
+
+    def left_out(self) -> list[str]:
+        """Return which metrics have no number, and why."""
+        sides = (("A", self._a), ("B", self._b))
+        return [
+            f"{name} of {side} is left out: {why}"
+            for side, scorecard in sides
+            for name, why in scorecard.without_number().items()
+        ]
 
     def _values(self, scorecard: Scorecard) -> dict[str, float]:
         """Return the metrics that mean something: where all labels are the same, River's ROCAUC is -0."""
@@ -283,6 +295,7 @@ class Comparison:
                 segment.value or "",
             )
 
+        self.report.left_out = self._row(Segment()).left_out()
         self.report.lines = [
             running.row(segment, self._segment_terms if segment.field else self._terms)
             for segment, running in sorted(self._rows.items(), key=place)

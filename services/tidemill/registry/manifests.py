@@ -127,7 +127,7 @@ class Registry:
             }
             for vector in vectors
         ]
-        scorecard = Scorecard(snapshot.metrics)
+        scorecard = Scorecard(snapshot.metrics, declared=self.pipeline.metric())
         values = scorecard.values() if snapshot.examples and scorecard.has_judged else {}
         digest = self.store.put(snapshots.dump(snapshot.saved()))
         manifest = Manifest(

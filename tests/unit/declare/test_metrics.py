@@ -14,7 +14,7 @@ import small
 from river import metrics, stats, utils
 from signing_keys import KEY
 
-from tidemill import Gate
+from tidemill import Gate, Monitor
 from tidemill.declare.checks import Fail
 from tidemill.declare.scorecard import Scorecard, metric_names
 from tidemill.declare.tasks import TASKS, Judged
@@ -165,6 +165,36 @@ def test_a_metric_that_raises_is_left_out_and_stops_nobody() -> None:
         scorecard.update(1.0, Judged(2.0, 2.0))
     assert scorecard.values() == {"RMSE": 1.0}, "a figure that misses predictions would look like one of all"
     assert [type(metric) for metric in scorecard.metrics] == [metrics.RMSE]
+    assert scorecard.without_number() == {"_Failing": "it raised ZeroDivisionError"}
+
+
+class _FailingAt(metrics.MAE):
+    """Raises at a prediction."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def update(self, y_true: Any, y_pred: Any, w: float = 1.0) -> None:
+        if self._mean.n + 1 >= self.at:
+            raise ZeroDivisionError
+        super().update(y_true, y_pred, w)
+
+
+def test_what_is_left_of_two_metrics_of_one_class_keeps_its_name() -> None:
+    """In the snapshot, in a version's figures and segments, and after a restart: elsewhere it would be another metric."""
+    declared = [_FailingAt(30), _FailingAt(10**9)]
+    pipeline = small.with_category(metrics=declared, monitor=Monitor(segments=["carrier"]))
+    fold = Fold(pipeline, "linear")
+    for at in range(40):
+        fold.judge(small.example(pipeline, f"e{at}", 1.0, at, distance=1.0, carrier="UA"))
+    restored = Fold(pipeline, "linear")
+    restored.resume(fold.snapshot())
+    for one in (fold, restored):
+        assert set(one.scorecard.values()) == {"_FailingAt(at=1000000000)"}
+        assert set(one.scorecard.without_number()) == {"_FailingAt(at=30)"}
+        assert all("_FailingAt(at=1000000000)" in line["metrics"] for line in one.segments.as_dicts())
+    assert set(Scorecard(fold.snapshot().metrics, declared=declared).values()) == {"_FailingAt(at=1000000000)"}
 
 
 def test_a_metric_without_a_figure_yet_says_nothing() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import small
-from river import linear_model, optim
+from river import linear_model, metrics, optim
 from signing_keys import KEY
 
 from tidemill import Pipeline
@@ -210,3 +210,55 @@ def test_a_version_that_was_published_all_the_same_is_not_opened(
 def test_what_it_says_of_itself_are_metrics() -> None:
     assert "stopped" in COUNTS
     assert "stopped" in GAUGES
+
+
+def with_labels(pipeline: Pipeline, labels: list[float]) -> list[MemoryRecord]:
+    encode = Records(pipeline).example.encode
+    return [
+        MemoryRecord("small.examples", encode(small.example(pipeline, f"e{at}", label, at, distance=1.0)), offset=at)
+        for at, label in enumerate(labels)
+    ]
+
+
+def test_a_metric_that_loses_its_number_is_logged_once_and_levels_say_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A label below -1 has no logarithm."""
+    pipeline = small.make(metrics=[metrics.RMSLE(), metrics.MAE()])
+    live = Learning(pipeline, tmp_path)
+    labels = [float(at % 5) for at in range(60)]
+    labels[35] = -5.0
+    records = with_labels(pipeline, labels)
+
+    def without_number() -> float:
+        return live.step.gauges()["without_number", "linear"]
+
+    live.feed(records[:30])
+    assert (set(live.manifests[-1].metrics), without_number()) == ({"RMSLE", "MAE"}, 0.0)
+    live.feed(records[30:50])
+    assert (set(live.manifests[-1].metrics), without_number()) == ({"MAE"}, 1.0)
+    assert said(caplog, "a metric has no number") == 1
+    (line,) = (one for one in caplog.records if "a metric has no number" in one.message)
+    assert (line.model, line.metric, line.cause) == ("linear", "RMSLE", "it raised ValueError: math domain error")
+    assert "without_number" in GAUGES
+
+    assert live.begin() == 50, "another process says it once more, with what is known then"
+    live.feed(records[50:])
+    assert (set(live.manifests[-1].metrics), without_number()) == ({"MAE"}, 1.0)
+    assert said(caplog, "a metric has no number") == 2
+    assert "it has raised, or was declared later" in caplog.records[-1].cause
+
+
+def test_a_metric_that_was_declared_later_is_not_missed_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = Learning(small.make(metrics=[metrics.MAE()]), tmp_path)
+    records = with_labels(before.pipeline, [1.0, 2.0] * 20)
+    before.feed(records[:20])
+    live = Learning(small.make(metrics=[metrics.MAE(), metrics.RMSE()]), tmp_path)
+    live.manifests[:] = before.manifests
+    assert live.begin() == 20
+    live.feed(records[20:])
+    assert set(live.manifests[-1].metrics) == {"MAE"}
+    assert said(caplog, "a metric has no number") == 1
+    assert live.step.gauges()["without_number", "linear"] == 1.0

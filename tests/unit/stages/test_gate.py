@@ -62,6 +62,15 @@ def made(gate: Gate | None = GATE, **more: Any) -> Pipeline:
 PIPELINE = made()
 
 
+class _Raising(metrics.Accuracy):
+    """Raises from the hundredth prediction on: more than a declaration is tried with."""
+
+    def update(self, y_true: Any, y_pred: Any, w: float = 1.0) -> None:
+        if self.cm.n_samples >= 99:
+            raise ZeroDivisionError
+        super().update(y_true, y_pred, w)
+
+
 class World:
     """Examples of models that know as much of the labels as they are told to, and a gate over them."""
 
@@ -242,6 +251,16 @@ class TestDecisions:
             decision = next(one for one in world.decisions if one.subject == ModelRef("slow"))
             assert decision.kind == kind
             assert decision.metrics["challenger"] > decision.metrics["champion"]
+
+    @pytest.mark.slow
+    def test_a_metric_that_raises_is_named_and_ends_nobody(self) -> None:
+        world = World(made(replace(GATE, metric=_Raising(), metric_margin=0.001)))
+        world.examples(2_000, linear=0.1, slow=0.6)
+        world.run()
+        decision = next(one for one in world.decisions if one.subject == ModelRef("slow"))
+        assert decision.kind == "refused"
+        assert "_Raising has no number: it raised ZeroDivisionError" in decision.why
+        assert decision.metrics == {}
 
     @pytest.mark.slow
     def test_where_people_confirm_it_is_proposed_once_and_nobody_moves(self) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tidemill.declare.gate import Gate
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard
 from tidemill.models.evidence import LOSSES, MAX_VALUES, Differences, Interval, Terms
 from tidemill.registry.decisions import EvidenceLine, ModelRef
 from tidemill.wire.records import Example, Score, newness
@@ -65,7 +66,7 @@ class Trial:
         self.loss, self._loss = LOSSES[pipeline.task]
         self._kind = pipeline.kind
         self._segments = pipeline.monitor.segments if gate.segments is None else gate.segments
-        self._metrics = [gate.metric.clone(), gate.metric.clone()] if gate.metric is not None else []
+        self._scorecards = [Scorecard([gate.metric.clone()]) for _ in (champion, challenger) if gate.metric is not None]
         self.differences = Differences()
         self._all = _SegmentLosses()
         self._lines: dict[tuple[str, Any], _SegmentLosses] = {}
@@ -100,8 +101,8 @@ class Trial:
             line.count += 1
             line.champion += champion
             line.challenger += challenger
-        for metric, score in zip(self._metrics, (a, b), strict=False):
-            self._kind.update(metric, label, score["score"], score["probabilities"])
+        for scorecard, score in zip(self._scorecards, (a, b), strict=False):
+            scorecard.update(label, self._kind.judged(score["score"], score["probabilities"]))
 
     def _line(self, name: str, value: Any) -> _SegmentLosses:
         line = self._lines.get((name, value))
@@ -144,9 +145,12 @@ class Trial:
     def _small_gain(self) -> str:
         """Return by how little the declared metric is better; empty where by enough, or where none is declared."""
         gate = self.gate
-        if not self._metrics:
+        if not self._scorecards:
             return ""
-        before, after = (float(metric.get()) for metric in self._metrics)
+        without = [why for scorecard in self._scorecards for why in scorecard.without_number().values()]
+        if without:
+            return f"{type(gate.metric).__name__} has no number: {without[0]}"
+        before, after = self.metrics().values()
         gain = after - before if gate.metric.bigger_is_better else before - after
         if gain >= gate.metric_margin:
             return ""
@@ -167,6 +171,6 @@ class Trial:
         return (self._all.evidence("all", low, high), *segments)
 
     def metrics(self) -> Mapping[str, float]:
-        """Return the declared metric of champion and challenger over the same questions."""
-        names = ("champion", "challenger")
-        return {name: float(metric.get()) for name, metric in zip(names, self._metrics, strict=False)}
+        """Return the declared metric of champion and challenger over the same questions, where it has a number."""
+        sides = zip(("champion", "challenger"), self._scorecards, strict=False)
+        return {side: value for side, scorecard in sides for value in scorecard.values().values()}

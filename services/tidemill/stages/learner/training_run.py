@@ -72,6 +72,8 @@ class TrainingRun:
         self._examples_before = 0
         self._parent, self._seconds = 0, 0.0
         self._is_stopped = self._store_is_away = False
+        #: By metric, why the newest version has no figure of it.
+        self._without_number: Mapping[str, str] = {}
         self._settle()
 
     def _settle(self) -> None:
@@ -292,7 +294,20 @@ class TrainingRun:
             log.info("versions are published again", extra={"model": self.name, "version": manifest.version})
         self._published, self._parent, self.newest = self.fold.examples, manifest.version, manifest
         self._store_is_away = self._is_stopped = False
+        self._note_figures()
         return manifest
+
+    def _note_figures(self) -> None:
+        """Log once of each metric that versions have no figure of it, and once that they have again."""
+        before, self._without_number = self._without_number, self.fold.scorecard.without_number()
+        for metric, cause in self._without_number.items():
+            if metric not in before:
+                log.warning(
+                    "a metric has no number: versions are published without its figure",
+                    extra={"model": self.name, "version": self.fold.version, "metric": metric, "cause": cause},
+                )
+        for metric in before.keys() - self._without_number.keys():
+            log.info("a metric has a number again", extra={"model": self.name, "metric": metric})
 
     def _note_store_away(self, error: StoreError) -> None:
         self.counts["not_stored", self.name] += 1
@@ -321,4 +336,5 @@ class TrainingRun:
             ("model_version", self.name): self.fold.version,
             ("examples", self.name): self.fold.examples,
             ("stopped", self.name): float(self._is_stopped),
+            ("without_number", self.name): float(len(self._without_number)),
         }

@@ -9,6 +9,7 @@ wrongly (up to 0.07 away where scores take a few values, as a baseline's do; equ
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ import numpy.typing as npt
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.scorecard import Scorecard
+
+log = logging.getLogger(__name__)
 
 #: Probabilities are kept this far from 0 and 1 for their logarithm, as River does.
 MIN_PROBABILITY = 1e-15
@@ -97,6 +100,7 @@ class WindowMetrics:
         self.pipeline = pipeline
         self._metrics = dict(Scorecard(pipeline.metric()))
         self.names = tuple(self._metrics)
+        self._logged = set[str]()
         self.bigger_is_better = {name: bool(metric.bigger_is_better) for name, metric in self._metrics.items()}
 
     def metrics(self, answers: Answers) -> dict[str, float]:
@@ -115,6 +119,12 @@ class WindowMetrics:
         by_class = itertools.repeat(none) if answers.probabilities is None else answers.probabilities
         for label, score, probabilities in zip(answers.label.tolist(), answers.score.tolist(), by_class):  # noqa: B905
             scorecard.update(label, self.pipeline.kind.judged(score, probabilities))
+        if scorecard.failed and name not in self._logged:  # what has no number in one window may have one in the next
+            self._logged.add(name)
+            log.warning(
+                "a metric raises: windows are without its figure",
+                extra={"metric": name, "cause": scorecard.failed.popitem()[1]},
+            )
         return next(iter(scorecard.values().values()), None)
 
     def gain(self, name: str, value: float, other: float) -> float:
