@@ -1059,8 +1059,8 @@ MUTANTS = (
     Mutant(
         "snapshot-forgotten", "the learner starts at its snapshot's offset with a model that has learned nothing",
         "models/fold.py",
-        "self.model, self.scorecard = snapshot.model, Scorecard(snapshot.metrics)",
-        "self.scorecard = Scorecard(snapshot.metrics)",
+        "self.model, self.scorecard = snapshot.model, Scorecard(snapshot.metrics, declared=self.pipeline.metric())",
+        "self.scorecard = Scorecard(snapshot.metrics, declared=self.pipeline.metric())",
         (f"{REGISTRY}::test_a_learner_resumed_anywhere_ends_like_one_never_stopped",),
     ),
     # The fast form of a linear model is River's, to the last digit.
