@@ -116,7 +116,8 @@ class ComparisonReport:
     `questions`: those that both answered; `same`: of them, those where A and B were one model; `corrected`: those whose
     label is another than the first. `predictions`: those that the prediction log still has; `unlabelled`: of them,
     those without a label: it did not come within `label_timeout`, or has not come yet; `uncounted`: why that is not
-    known. `left_out`: which metrics have no number, and why. `rate`: the probability that a row's interval is ever
+    known. `left_out`: which metrics have no number, and why. `untaught`: by model, the questions that its version 0
+    answered, and a later one of the other model. `rate`: the probability that a row's interval is ever
     wrong. The row of all questions has an interval from `min_questions` on, a segment's row from
     `min_segment_questions` on.
     """
@@ -145,14 +146,22 @@ class ComparisonReport:
     versions: dict[str, tuple[int, int]] = field(default_factory=dict)
     lines: Sequence[SegmentRow] = ()
     left_out: Sequence[str] = ()
+    untaught: Counter[str] = field(default_factory=Counter)
 
     @property
     def warnings(self) -> list[str]:
         """What a reader must know before the figures: what they leave out, and the setting to change."""
+        texts = [
+            f"{name} had learned nothing when it answered {count:,} of the {self.questions:,} questions, and the other "
+            f"model had: compare from a later time on, with --from"
+            for name, count in self.untaught.items()
+            if count > MAX_SHARE_LEFT_OUT * self.questions
+        ]
+        texts += self.left_out
         if self.unlabelled <= MAX_SHARE_LEFT_OUT * self.predictions:
-            return list(self.left_out)
+            return texts
         return [
-            *self.left_out,
+            *texts,
             f"the figures leave out {self.unlabelled / self.predictions:.0%} of the predictions, which got no label "
             f"within label_timeout={self.label_timeout!r}, or not yet: `tidemill check --events F --labels F` shows "
             f"how late labels come",
@@ -257,6 +266,8 @@ class Comparison:
         for side, answer in (("a", a), ("b", b)):
             first, last = report.versions.get(side, (answer["version"],) * 2)
             report.versions[side] = min(first, answer["version"]), max(last, answer["version"])
+        if bool(a["version"]) != bool(b["version"]):
+            report.untaught[report.b if a["version"] else report.a] += 1
         self._row(Segment()).add(example["label"], a, b)
         for name in self.request.segments:
             self._row(self._segment(name, log["features"]["vector"][name])).add(example["label"], a, b)

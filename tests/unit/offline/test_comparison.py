@@ -394,6 +394,18 @@ class TestQuestions:
             found(LATE, examples)
         assert f"--model {untaught}`" in str(refused.value)
 
+    @pytest.mark.parametrize("untaught", ["linear", "slow"])
+    def test_questions_before_a_model_had_learned_anything_are_named(self, untaught: str) -> None:
+        for many, warns in ((20, False), (100, True)):
+            examples = late(300)
+            for example in examples[:many]:
+                for answer in (example["prediction"]["champion"], *example["prediction"]["challengers"]):
+                    answer["version"] = int(answer["model"] != untaught)
+            report = found(LATE, examples)
+            words = f"{untaught} had learned nothing when it answered"
+            assert any(words in text for text in report.warnings) == warns
+            assert (words in comparison_text(report)) == warns
+
     @pytest.mark.slow
     def test_the_champion_is_who_served_then(self) -> None:
         examples = late(100)

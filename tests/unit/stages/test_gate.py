@@ -893,6 +893,19 @@ def test_a_model_that_has_learned_nothing_is_no_opponent(untaught: str) -> None:
         assert ("has learned nothing in 300 questions" in trial.outcome().why) == (version == 0)
 
 
+@pytest.mark.parametrize("untaught", ["linear", "slow"])
+def test_what_a_model_answered_before_it_had_learned_anything_decides_nothing(untaught: str) -> None:
+    for since, verdict in ((100, "better"), (200, "")):
+        trial = Trial(PIPELINE, GATE, ModelRef("linear"), ModelRef("slow"), Terms(0.05, 10))
+        for at in range(300):
+            example = small.example(PIPELINE, "e", at % 2, 0)
+            by = {name: at + 1 if name != untaught or at >= since else 0 for name in ("linear", "slow")}
+            right = 0.8 if at % 2 else 0.2
+            trial.take(example, [small.score("linear", 0.5, by["linear"]), small.score("slow", right, by["slow"])])  # type: ignore[arg-type,list-item]
+        assert trial.outcome().verdict == verdict
+        assert (f"{untaught} had learned nothing in 200 of 300 questions" in trial.outcome().why) == (not verdict)
+
+
 def test_a_question_without_an_answer_is_no_question() -> None:
     trial = Trial(PIPELINE, GATE, ModelRef("linear"), ModelRef("slow"), Terms(0.05, 10))
     for at in range(20):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -72,6 +73,8 @@ class Trial:
         self._lines: dict[tuple[str, Any], _SegmentLosses] = {}
         self.middle_version = 0
         self._newest = {champion: 0, challenger: 0}
+        #: Questions that a version 0 answered, and a later one of the other model.
+        self._untaught = Counter[ModelRef]()
         self.reported = ""
 
     @property
@@ -93,6 +96,8 @@ class Trial:
             self._newest[ref] = max(self._newest[ref], by["version"])
         label = example["label"]
         champion, challenger = self._loss(label, a), self._loss(label, b)
+        if bool(a["version"]) != bool(b["version"]):
+            self._untaught[self.challenger if a["version"] else self.champion] += 1
         if 2 * self.questions < self.gate.watch:
             self.middle_version = a["version"]
         self.differences.add(champion - challenger)
@@ -123,6 +128,9 @@ class Trial:
             return Outcome("", f"{questions} of {self.terms.first:,}")
         if untaught := [ref for ref, version in self._newest.items() if not version]:
             return Outcome("", f"{untaught[0]} has learned nothing in {questions}: run its learner")
+        for ref, count in self._untaught.items():
+            if 2 * count > self.questions:
+                return Outcome("", f"{ref} had learned nothing in {count:,} of {questions}")
         shown = f"{loss_text(self.loss, interval)}, in {questions}"
         if interval.high < 0:
             return Outcome("worse", f"{self.challenger} is worse than {self.champion}: {shown}")
