@@ -100,7 +100,8 @@ class LetterFilter:
 class DeadLetters:
     """The dead letters of a pipeline, as they are when this is made. Reads, and writes nothing.
 
-    `shows_personal`: whether who asks may see personal fields; `read` is for programs, and masks nothing.
+    `shows_personal`: whether who asks may see personal fields; `read` is for programs, and masks nothing. `seen`: how
+    many letters were read, whether they were wanted or not.
     """
 
     def __init__(self, pipeline: Pipeline, broker: Broker, *, shows_personal: bool = False) -> None:
@@ -110,7 +111,7 @@ class DeadLetters:
         self.sources = sources(pipeline)
         self._redrives = full_range(broker, topics.REDRIVES.name(pipeline.name))
         self.ranges = full_range(broker, self.topic)  # asked for later: it holds every letter that went back
-        self.redriven = PlaceSet()
+        self.redriven, self.seen = PlaceSet(), 0
         for place, _ in self.redrives():
             self._check(place)
             self.redriven.add(place)
@@ -187,6 +188,7 @@ class DeadLetters:
         """
         left = set(wanted.places)
         for batch in self.broker.read(self._ranges(wanted)):
+            self.seen += len(batch)
             for record in batch:
                 letter = read_dead_letter(record)
                 left.discard(letter.place)

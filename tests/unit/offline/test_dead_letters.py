@@ -41,6 +41,7 @@ from tidemill.runtime.run import topic_table
 from tidemill.stream.embedded import EmbeddedBroker
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
+from tidemill.stream.ranges import full_range
 from tidemill.wire import dead_letters, topics
 from tidemill.wire.dead_letters import DeadLetter, Place, producer_headers, read_dead_letter, send_dead_letter
 
@@ -353,6 +354,23 @@ class TestCommands:
         broker = EmbeddedBroker()
         broker.create([name for _, name, _ in topic_table(PLAIN)])
         assert dlq(broker, command).stdout == "plain.dlq is empty: nothing was refused\n"
+
+    def test_where_what_was_refused_is_deleted_it_does_not_say_that_nothing_was(self) -> None:
+        broker = MemoryBroker({name: partitions for _, name, partitions in topic_table(PLAIN)})
+
+        def text(**wanted: str) -> set[str]:
+            letters, filter_ = DeadLetters(PLAIN, broker), LetterFilter(**wanted)
+            return {
+                stats_text(letters, letters.stats(filter_)), letters_text(letters, letters.last(filter_, 5))
+            }  # fmt: skip
+
+        assert text() == {"plain.dlq is empty: nothing was refused\n"}
+        broker.append("plain.dlq", b"x", b"k", 0)
+        (partition,) = (slot for slot, (begin, end) in full_range(broker, "plain.dlq").items() if begin < end)
+        assert text(reason="x") == {"no such dead letter in plain.dlq\n"}
+        broker.truncate(partition, 1)
+        deleted = "the dead letters that it had are deleted, by its retention or somebody"
+        assert text() == text(reason="x") == {f"plain.dlq is empty: {deleted}\n"}
 
     @pytest.mark.slow
     @pytest.mark.parametrize(

@@ -22,9 +22,13 @@ def _source(letter: DeadLetter) -> str:
 
 
 def _none(dead_letters: DeadLetters) -> str:
-    if all(begin == end for begin, end in dead_letters.ranges.values()):
-        return f"{dead_letters.topic} is empty: nothing was refused\n"
-    return f"no such dead letter in {dead_letters.topic}\n"
+    if dead_letters.seen:
+        return f"no such dead letter in {dead_letters.topic}\n"
+    if any(begin for begin, _ in dead_letters.ranges.values()):
+        return (
+            f"{dead_letters.topic} is empty: the dead letters that it had are deleted, by its retention or somebody\n"
+        )
+    return f"{dead_letters.topic} is empty: nothing was refused\n"
 
 
 def letters_text(dead_letters: DeadLetters, letters: Sequence[DeadLetter]) -> str:
