@@ -34,6 +34,9 @@ MIN_OFFSETS_RETENTION_MINUTES = 24 * 60
 #: Clocks that are further apart give times that rules refuse.
 MAX_CLOCKS_APART_SECONDS = 5.0
 
+#: How far from now timestamps may be, on brokers that know no limit of their own for each side.
+_BEFORE_3_6 = "message.timestamp.difference.max.ms"
+
 Level = Literal["ok", "warning", "wrong"]
 
 
@@ -159,23 +162,28 @@ def _raw_times(name: str, actual: TopicSettings) -> Iterator[Finding]:
     settings = actual.settings
     if settings.get("message.timestamp.type") != "CreateTime":
         return
-    kept, ahead, back = (
-        _number(settings.get(key))
-        for key in ("retention.ms", "message.timestamp.after.max.ms", "message.timestamp.before.max.ms")
+    kept = _number(settings.get("retention.ms"))
+    (after, ahead), (before, back) = (
+        _limit(settings, f"message.timestamp.{side}.max.ms") for side in ("after", "before")
     )
     if ahead is not None:
         fix = "lower it: what is dated later keeps its segment until then, and its origin is when it was read"
         level: Level = "ok" if ahead <= MAX_AHEAD_MS else "warning"
-        key = f"{name}: message.timestamp.after.max.ms"
-        yield Finding(level, key, str(ahead), f"at most {MAX_AHEAD_MS}", fix)
+        yield Finding(level, f"{name}: {after}", str(ahead), f"at most {MAX_AHEAD_MS}", fix)
     if back is not None and kept is not None and kept >= 0:
         yield Finding(
             "ok" if back <= kept else "warning",
-            f"{name}: message.timestamp.before.max.ms",
+            f"{name}: {before}",
             str(back),
             f"at most retention.ms, {kept}, or message.timestamp.type=LogAppendTime",
             "set either: a record that is dated earlier may be deleted before it is read, and nobody is told",
         )
+
+
+def _limit(settings: Any, key: str) -> tuple[str, int | None]:
+    """Return the setting of how far from now timestamps may be, and that; brokers before 3.6 have another."""
+    value = _number(settings.get(key))
+    return (key, value) if value is not None else (_BEFORE_3_6, _number(settings.get(_BEFORE_3_6)))
 
 
 def _replicas(name: str, actual: TopicSettings, brokers: int) -> Iterator[Finding]:

@@ -100,6 +100,16 @@ def test_to_keep_longer_is_right(topic: str, setting: str, value: str) -> None:
     assert bad(good(topic, settings={setting.replace(".", "_"): value})) == []
 
 
+@pytest.mark.parametrize(("apart", "levels"), [(2**63 - 1, 2), (DAY, 1), (3_600_000, 0)])
+def test_of_a_broker_before_3_6_its_one_limit_of_timestamps_is_judged(apart: int, levels: int) -> None:
+    cluster = good("events", settings={"message_timestamp_difference_max_ms": str(apart)})
+    findings = bad(cluster)
+    assert [one.level for one in findings] == ["warning"] * levels
+    assert all(one.what == "flights.events: message.timestamp.difference.max.ms" for one in findings)
+    own = {"message_timestamp_before_max_ms": str(DAY), "message_timestamp_after_max_ms": "3600000"}
+    assert bad(good("events", settings={"message_timestamp_difference_max_ms": str(apart), **own})) == []
+
+
 def test_to_keep_longer_than_is_declared_is_not() -> None:
     pipeline = replace(PIPELINE, retention=Retention(topics={"features": "3d"}))
     for kept, level in ((3 * DAY, "ok"), (4 * DAY, "warning"), (-1, "warning")):
