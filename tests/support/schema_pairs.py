@@ -49,12 +49,12 @@ class _Types:
         head = self.new_name() if kind in ("enum", "fixed", "record") and depth < 3 else None
         if kind == "enum" and head:
             symbols = draw(st.lists(st.sampled_from("XYZ"), min_size=1, max_size=3, unique=True))
-            return self._keep(head, {"type": "enum", "symbols": symbols}, st.sampled_from(symbols))
+            return self._keep(head, within, {"type": "enum", "symbols": symbols}, st.sampled_from(symbols))
         if kind == "fixed" and head:
             size = draw(st.integers(1, 3))
-            return self._keep(head, {"type": "fixed", "size": size}, st.binary(min_size=size, max_size=size))
+            return self._keep(head, within, {"type": "fixed", "size": size}, st.binary(min_size=size, max_size=size))
         if kind == "record" and head:
-            return self._keep(head, *self.record(head, depth + 1))
+            return self._keep(head, within, *self.record(head, depth + 1))
         if kind in ("array", "map") and depth < 3:
             inner, values = self.type(depth + 1, within)
             if kind == "array":
@@ -65,9 +65,13 @@ class _Types:
             return draw(st.sampled_from((["null", plain], [plain, "null"]))), st.none() | PRIMITIVES[plain]
         return plain, PRIMITIVES[plain]
 
-    def _keep(self, head: dict[str, str], avro: dict[str, Any], values: Any) -> tuple[Any, Any]:
-        self.known[f"{head['namespace']}.{head['name']}"] = values
-        return {**avro, **head}, values
+    def _keep(self, head: dict[str, str], within: str, avro: dict[str, Any], values: Any) -> tuple[Any, Any]:
+        """Keep a type for others to refer to; its name may be written in full, or be that of its surroundings."""
+        full = f"{head['namespace']}.{head['name']}"
+        self.known[full] = values
+        ways = [head, {"name": full}, *([{"name": head["name"]}] if head["namespace"] == within else [])]
+        rest = {key: value for key, value in avro.items() if key not in head}
+        return {**rest, **self.draw(st.sampled_from(ways))}, values
 
     def record(self, head: dict[str, str], depth: int) -> tuple[dict[str, Any], Any]:
         names = self.draw(st.lists(st.sampled_from("abcd"), min_size=1, unique=True))
