@@ -25,10 +25,11 @@ def check(pipeline: str, source: FileSource | None, *, as_json: bool) -> None:
     """
     from tidemill.cli.text.declaration import pipeline_text
     from tidemill.offline.check import CheckReport
-    from tidemill.offline.model_trial import check_models
+    from tidemill.offline.model_trial import check_in_other_process, check_models
 
     declared = tidemill.load(pipeline)
     check_models(declared)
+    check_in_other_process(declared, pipeline)
     if source is not None:
         from tidemill.cli.text.files import files_text
         from tidemill.offline.file_check import check_files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import functools
 import hashlib
 import types
@@ -11,6 +12,21 @@ from typing import Any
 from river.base import Base
 
 from tidemill.declare.stable_repr import parameters
+
+#: Modules of which nothing draws at random by itself, or goes by a hash that is another in each process.
+_SAME_EVERYWHERE = {
+    "builtins",
+    "collections",
+    "datetime",
+    "functools",
+    "math",
+    "numpy",
+    "operator",
+    "random",
+    "re",
+    "river",
+    "statistics",
+}
 
 
 def seed(model: Any, *content: str) -> list[str]:
@@ -31,21 +47,42 @@ def seed(model: Any, *content: str) -> list[str]:
     return seeded
 
 
+def is_rivers(model: Any) -> bool:
+    """Whether all of a model is River's or Python's own: once it is seeded, it is the same in every process."""
+    return all(_module_of(one).partition(".")[0] in _SAME_EVERYWHERE for one in _objects(model))
+
+
+def _module_of(one: Any) -> str:
+    is_named = isinstance(one, (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType))
+    return str(getattr(one if is_named else type(one), "__module__", None))
+
+
 def _parts(model: Any) -> Iterator[Any]:
-    """Yield a model and the models and the like within it, each before what is within it, and once."""
+    """Yield the models and the like within a model."""
+    return (one for one in _objects(model) if isinstance(one, Base))
+
+
+def _objects(model: Any) -> Iterator[Any]:
+    """Yield a model and what is within it, each before what is within it, and once."""
     waiting, seen = [model], dict[int, Any]()  # which keeps them: a part that is gone may leave its id to another
     while waiting:
         one = waiting.pop()
         if id(one) in seen:
             continue
         seen[id(one)] = one
-        if isinstance(one, Base):
-            yield one
+        yield one
         if isinstance(one, dict):
             waiting += reversed(list(one.values()))
-        elif isinstance(one, (list, tuple)):
+        elif isinstance(one, (list, tuple, collections.deque)):
             waiting += reversed(one)
         elif isinstance(one, functools.partial):
             waiting += [one.keywords, one.args]
         elif not isinstance(one, (type, types.FunctionType, types.MethodType, types.ModuleType)):
+            waiting += _in_slots(one)
             waiting += reversed(list(getattr(one, "__dict__", {}).values()))
+
+
+def _in_slots(one: Any) -> list[Any]:
+    slots = [vars(kind).get("__slots__", ()) for kind in type(one).__mro__]
+    names = [name for some in slots for name in ((some,) if isinstance(some, str) else some)]
+    return [getattr(one, name) for name in reversed(names) if hasattr(one, name)]

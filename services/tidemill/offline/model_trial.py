@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
+from multiprocessing import get_context
 from typing import Any
 
+from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.seeding import is_rivers
 from tidemill.errors import ArtifactError, DeclarationError, ScoreError, described
 from tidemill.registry import snapshots
 from tidemill.registry.parts import parts_of
@@ -58,6 +62,41 @@ def check_models(pipeline: Pipeline) -> None:
         except ArtifactError as error:
             where = f"models[{name!r}]" if name in pipeline.models else "baseline"
             raise DeclarationError(f"pipeline {pipeline.name!r}: {where}: {error}") from error
+
+
+def check_in_other_process(pipeline: Pipeline, reference: str) -> None:
+    """Raise DeclarationError where a model that is not River's alone scores something else in another process.
+
+    There `hash` of a text is another number, and what was drawn when the declaration was loaded is drawn again: so it
+    would be in a scorer beside its learner, and in a rebuild.
+    """
+    names = [name for name in pipeline.model_names if not is_rivers(pipeline.model(name))]
+    if not names:
+        return
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        future = pool.submit(_scores_of, reference, names)
+        here = _scores(pipeline, names)
+        for name, score, other in zip(names, here, future.result(), strict=True):
+            if other != score and not (math.isnan(other) and math.isnan(score)):
+                raise DeclarationError(
+                    f"pipeline {pipeline.name!r}: models[{name!r}]: it scores {score}, and {other} in another process: "
+                    "it draws at random without a seed, or goes by hash(), which is another for a text in each process "
+                    "(zlib.crc32 is not)"
+                )
+
+
+def _scores_of(reference: str, names: Sequence[str]) -> list[float]:
+    return _scores(load(reference), names)
+
+
+def _scores(pipeline: Pipeline, names: Sequence[str]) -> list[float]:
+    scores = []
+    for name in names:
+        model = pipeline.model(name)
+        for number in range(EXAMPLES):
+            _teach(pipeline, model, number)
+        scores.append(_ask(pipeline, model, EXAMPLES, f"after {EXAMPLES} examples"))
+    return scores
 
 
 def _try_model(pipeline: Pipeline, untaught: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import random
 from typing import Any
@@ -25,7 +26,7 @@ from river import (
 from river.base import Base
 
 from tidemill.cli.text.declaration import pipeline_text
-from tidemill.declare.seeding import seed
+from tidemill.declare.seeding import is_rivers, seed
 from tidemill.declare.stable_repr import parameters
 from tidemill.registry import snapshots
 from tidemill.registry.parts import parts_of
@@ -89,8 +90,44 @@ class Own:
         return self.inner.predict_one(x)
 
 
-def test_a_part_within_an_object_of_somebody_elses_is_seeded() -> None:
-    assert small.make(models={"m": Own()}, champion="m").unseeded("m") == ["BaggingRegressor"]
+class InADeque(Own):
+    def __init__(self) -> None:
+        self.inners = collections.deque([ensemble.BaggingRegressor(linear_model.LinearRegression())])
+
+
+class InSlots:
+    __slots__ = ("inner",)
+    learn_one, predict_one = Own.learn_one, Own.predict_one
+
+    def __init__(self) -> None:
+        self.inner = ensemble.BaggingRegressor(linear_model.LinearRegression())
+
+
+class InASlot(InSlots):
+    __slots__ = "more"  # one, and not four letters
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.more = None, self.inner
+
+
+@pytest.mark.parametrize("own", [Own, InADeque, InSlots, InASlot])
+def test_a_part_within_an_object_of_somebody_elses_is_seeded(own: Any) -> None:
+    assert small.make(models={"m": own()}, champion="m").unseeded("m") == ["BaggingRegressor"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_is_rivers_alone_is_known_as_that_and_a_function_of_somebody_elses_is_not() -> None:
+    others = set()
+    for name, make in MAKERS.items():
+        thing = None
+        with contextlib.suppress(Exception):  # a part of something else, that needs what it is a part of
+            thing = make()
+        if not is_rivers(thing):
+            others.add(name)
+    assert others == {"compose.func.FuncTransformer#1", "compose.target_transform.TargetTransformRegressor#1"}
+    assert not is_rivers(Own())
+    assert not is_rivers(compose.FuncTransformer(lambda x: x) | linear_model.LinearRegression())
 
 
 def test_a_policy_that_chooses_among_pipelines_is_the_same_each_time() -> None:

@@ -8,6 +8,7 @@ import pkgutil
 import random
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,10 +18,11 @@ import small
 from river import anomaly, base, compose, ensemble, evaluate, facto, linear_model, optim, preprocessing
 
 from tidemill import Stream, number
+from tidemill.declare.load import load
 from tidemill.declare.tasks import TASKS
 from tidemill.errors import DeclarationError
 from tidemill.offline.backtest import Backtest
-from tidemill.offline.model_trial import check_models
+from tidemill.offline.model_trial import check_in_other_process, check_models
 from tidemill.wire.records import vector_to_x
 
 LABELS = {
@@ -212,3 +214,63 @@ class HoldsAFile(linear_model.LinearRegression):
 def test_a_model_that_production_would_fail_with_is_refused(task: str, model: Any, words: str) -> None:
     assert words in refused(task, model)
     assert "\n" not in refused(task, model)
+
+
+DRAWING = """
+import random
+
+import numpy as np
+import small
+from river import linear_model
+
+
+class Weighted(linear_model.LinearRegression):
+    def __init__(self, seed=None):
+        super().__init__()
+        self.seed = seed
+        self.rng = {rng}
+
+    def learn_one(self, x, y, w=1.0):
+        super().learn_one({{{name}: value for name, value in x.items()}}, y, self.rng.random())
+
+    def predict_one(self, x):
+        return super().predict_one({{{name}: value for name, value in x.items()}})
+
+
+pipeline = small.make(models={{"m": Weighted()}}, champion="m")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rng", "name", "is_same"),
+    [
+        ("random.Random()", "name", False),
+        ("np.random.default_rng()", "name", False),
+        ("np.random.RandomState()", "name", False),
+        ("random.Random(7)", "hash(name) % 3", False),
+        ("random.Random(7)", "len(name) % 3", True),
+        ("np.random.default_rng(7)", "name", True),
+        ("random.Random(seed)", "name", True),  # the seed that it is not given is ours
+    ],
+)
+def test_a_model_that_is_another_in_each_process_is_refused(
+    tmp_path: Path, rng: str, name: str, *, is_same: bool
+) -> None:
+    """As it would be in a scorer beside its learner. It is the same each time within one process."""
+    declaration = tmp_path / "declared.py"
+    declaration.write_text(DRAWING.format(rng=rng, name=name))
+    declared = load(str(declaration))
+    check_models(declared)
+    if is_same:
+        check_in_other_process(declared, str(declaration))
+        return
+    with pytest.raises(
+        DeclarationError, match=r"models\['m'\]: it scores .* in another process: it draws at random"
+    ) as no:
+        check_in_other_process(declared, str(declaration))
+    assert "\n" not in str(no.value)
+
+
+def test_for_a_model_of_rivers_no_process_is_started() -> None:
+    check_in_other_process(small.make(), "nowhere.py")
