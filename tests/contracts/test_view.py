@@ -114,6 +114,7 @@ def test_a_redis_that_evicts_is_refused(redis_url: str) -> None:
         client.config_set("maxmemory-policy", "noeviction")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "what"), [(("--cluster-enabled", "yes"), "Redis Cluster"), (("--sentinel",), "is a Sentinel")]
 )
