@@ -352,6 +352,25 @@ def test_who_needs_no_redis_and_no_registry_reaches_none(tmp_path: Path) -> None
         assert {53, 9092} <= ports
 
 
+def test_with_an_object_store_nobody_mounts_artifacts_and_those_who_have_them_reach_it(tmp_path: Path) -> None:
+    _, documents, _ = written(tmp_path, "flights", "object-store")
+    assert "artifacts" not in {d["metadata"]["name"] for d in documents}
+    (base,) = [d["data"] for d in documents if d["kind"] == "ConfigMap"]
+    assert base["TIDEMILL_STORE_URL"].startswith("s3://")
+    policies = [d["spec"] for d in documents if d["kind"] == "NetworkPolicy"]
+    for owner in (d for d in documents if "template" in d.get("spec", {})):
+        pod, name = pod_of(owner), owner["metadata"]["name"]
+        assert "artifacts" not in json.dumps(pod)
+        opened = [p for p in policies if p["podSelector"].get("matchLabels") == {"app.kubernetes.io/name": name}]
+        reaches = 443 in {
+            port["port"] for p in opened for rule in p.get("egress", []) for port in rule.get("ports", [])
+        }
+        has = name in ("gate", "gateway", "scorer") or name.startswith("learner-")
+        assert reaches == (has or name == "notifier"), name
+        given = {variable["name"] for variable in pod["containers"][0].get("env", [])}
+        assert (given >= {*kubernetes_options.OBJECT_STORE_KEYS}) == has
+
+
 def test_topics_and_users_of_strimzi_are_those_of_the_table(tmp_path: Path) -> None:
     _, documents, pipeline = written(tmp_path, "flights", "strimzi")
     made = {d["spec"]["topicName"]: d["spec"] for d in documents if d["kind"] == "KafkaTopic"}

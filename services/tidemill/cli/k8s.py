@@ -9,7 +9,7 @@ import click
 import tidemill
 from tidemill.cli.shared import PIPELINE
 
-OPTIONS = ("kafka-scram", "kafka-mtls", "redis-acl", "http-tls", "strimzi", "autoscaling", "prometheus")
+OPTIONS = ("kafka-scram", "kafka-mtls", "redis-acl", "http-tls", "strimzi", "autoscaling", "prometheus", "object-store")
 
 
 @click.command()
@@ -38,6 +38,7 @@ def k8s(pipeline: str, folder: Path, options: tuple[str, ...], namespace: str) -
     --with strimzi       KafkaTopics and KafkaUsers of Strimzi; no job makes topics then
     --with autoscaling   KEDA's ScaledObjects on lag, and an HPA for the gateway
     --with prometheus    a PodMonitor and a PrometheusRule of Prometheus' operator
+    --with object-store  artifacts in an object store, and no volume that many nodes mount
     """
     from tidemill.offline.scaffold import kubernetes
 

@@ -26,6 +26,7 @@ OPTIONS = {
     "strimzi": "KafkaTopics and KafkaUsers of Strimzi; no job makes topics then",
     "autoscaling": "KEDA's ScaledObjects on lag, and an HPA for the gateway",
     "prometheus": "a PodMonitor and a PrometheusRule of Prometheus' operator",
+    "object-store": "artifacts in an object store, and no volume that many nodes mount",
 }
 #: The services that scale with the lag of their group; the others have one instance a model or a pipeline.
 SCALED = ("validator", "featurizer", "materializer", "scorer", "joiner")
@@ -34,11 +35,21 @@ LAG_PER_INSTANCE = 1000
 MAX_GATEWAYS = 4
 MOUNTED = "/secrets"
 KAFKA_CLUSTER = "kafka"
+OBJECT_STORE, OBJECT_STORE_KEYS = "object-store", ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
 _REDIS_RULE = re.compile(
     r"(    - to:\n        - namespaceSelector:\n.*kubernetes.io/metadata.name: redis}\n"
     r"      ports:\n        - {protocol: TCP, port: 6379}\n)"
+)
+
+
+#: A claim, and where a pod has it: the manifests' own words.
+_CLAIM = re.compile(
+    r"---\napiVersion: v1\nkind: PersistentVolumeClaim\nmetadata:\n  name: artifacts\n(?:.+\n)*?(?=---)"
+)
+_CLAIMED = re.compile(
+    r" +- {name: artifacts, .*}\n| +- name: artifacts\n +persistentVolumeClaim: {claimName: artifacts}\n"
 )
 
 
@@ -79,7 +90,7 @@ def changed(text: str, file: str, pipeline: Pipeline, options: Collection[str]) 
     """Return a shipped manifest with what these options add to it."""
     kafka = {"kafka-scram", "kafka-mtls"} & set(options)
     if file == "base.yaml":
-        return _base(text, options)
+        return _base(text, pipeline, options)
     if file == "secret.example.yaml":
         return text.replace("redis://", "rediss://" if "redis-acl" in options else "redis://") + "".join(
             _secrets(pipeline, options)
@@ -87,6 +98,8 @@ def changed(text: str, file: str, pipeline: Pipeline, options: Collection[str]) 
     if "image: tidemill" not in text:
         return text
     role = role_of(file)
+    if "object-store" in options and (left := _CLAIMED.sub("", text)) != text:
+        text = added(left, Extra(tuple(_of_secret(name) for name in OBJECT_STORE_KEYS)))
     if kafka:
         text = added(text, _kafka(pipeline, role, *kafka))
     if "redis-acl" in options and role in rights.IN_REDIS:
@@ -126,6 +139,10 @@ def _variable(name: str, value: str) -> str:
     return f"- {{name: TIDEMILL_{name}, value: {value}}}"
 
 
+def _of_secret(name: str) -> str:
+    return f"- {{name: {name}, valueFrom: {{secretKeyRef: {{name: {OBJECT_STORE}, key: {name}}}}}}}"
+
+
 def _kafka(pipeline: Pipeline, role: str, way: str) -> Extra:
     user, folder = rights.user_name(pipeline, role), f"{MOUNTED}/kafka"
     if way == "kafka-scram":
@@ -157,8 +174,17 @@ def _http(role: str, service: str) -> Extra:
     return _files("http", f"{service}-tls", *variables)
 
 
-def _base(text: str, options: Collection[str]) -> str:
+def _base(text: str, pipeline: Pipeline, options: Collection[str]) -> str:
     """Return the settings that all have, and who may reach what: Redis is for those who have features there."""
+    if "object-store" in options:
+        text = _CLAIM.sub("", text).replace("STORE_URL: /artifacts", "STORE_URL: s3://YOUR-BUCKET/artifacts")
+        https = {"ports": [{"protocol": "TCP", "port": 443}]}
+        for name in _deployed(pipeline):
+            if name in ("gate", "gateway", "scorer") or name.startswith("learner-"):
+                labels = {"matchLabels": {"app.kubernetes.io/name": name}}
+                spec = {"podSelector": labels, "policyTypes": ["Egress"], "egress": [https]}
+                policy = _object("networking.k8s.io/v1", "NetworkPolicy", f"{name}-to-{OBJECT_STORE}", spec)
+                text += f"---\n{_documents([policy])}"
     if {"kafka-scram", "kafka-mtls"} & set(options):
         tls = f'  TIDEMILL_KAFKA_TLS: "true"\n  TIDEMILL_KAFKA_CA: {MOUNTED}/kafka-ca/ca.crt\n'
         text = text.replace("kafka.kafka:9092\n", f"kafka.kafka:9093\n{tls}")
@@ -198,6 +224,8 @@ def _secrets(pipeline: Pipeline, options: Collection[str]) -> Iterator[str]:
             if role in topics.ALL:
                 what = f"the user {rights.principal(pipeline, role)} of Redis"
                 yield _secret(f"{rights.user_name(pipeline, role)}.redis", ["password"], what)
+    if "object-store" in options:
+        yield _secret(OBJECT_STORE, [*OBJECT_STORE_KEYS], "who may use the object store")
     if "http-tls" in options:
         for name in _deployed(pipeline):
             keys = ["tls.crt", "tls.key", *(["ca.crt"] if name == "status" else [])]
