@@ -68,6 +68,11 @@ def test_it_runs_every_service_and_a_learner_for_every_model(
         status["TIDEMILL_SERVICES"] = status["TIDEMILL_SERVICES"].replace("https://", "http://")
     assert addresses_wrong(status, ports) == []
     assert [port for one in made["services"].values() for port in public(one)] == []
+    open_ports = {name: one["ports"] for name, one in own(made).items() if "ports" in one}
+    assert open_ports == {
+        "status": ["127.0.0.1:${STATUS_PORT:-8000}:8080"],
+        "gateway": ["127.0.0.1:${GATEWAY_PORT:-8001}:8080"],
+    }
     for one in made["services"].values():
         assert {volume.split(":")[0] for volume in one["volumes"] if volume[0] != "."} <= made["volumes"].keys()
 

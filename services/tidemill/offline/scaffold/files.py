@@ -289,13 +289,17 @@ def compose(pipeline: Pipeline, target: str = "pipeline.py", *, http_tls: bool =
             made.append(with_learners(block, pipeline.model_names))
         else:
             made.append(block.replace("  build: .\n", ""))
-    return "\n\n".join(_own(block, target, http_tls=http_tls) for block in made).rstrip() + "\n"
+    text = "\n\n".join(_own(block, target, http_tls=http_tls) for block in made).rstrip() + "\n"
+    for name, port in (("STATUS", 8000), ("GATEWAY", 8001)):  # which another pipeline of this machine may have
+        text = text.replace(f"127.0.0.1:{port}:", f"127.0.0.1:${{{name}_PORT:-{port}}}:")
+    return text
 
 
 COMPOSE_HEAD = """\
 # This pipeline on a real Kafka and Redis, with Tidemill's image (in a clone of Tidemill: docker compose build):
 #   docker compose up
-# It makes the keys that records are signed with, in volumes. The status page is then at localhost:8000."""
+# It makes the keys that records are signed with, in volumes. The status page is then at localhost:8000, the gateway at
+# localhost:8001, or at the ports that STATUS_PORT and GATEWAY_PORT name."""
 COMPOSE_TLS = """
 # HTTP is by TLS: in ./tls, readable for user 10001, are tls.crt and tls.key, for the names of all services and
 # localhost, and ca.crt, of whom has signed them."""
