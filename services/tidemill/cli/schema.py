@@ -64,6 +64,25 @@ def show(pipeline: str, topic: str | None, *, as_json: bool) -> None:
 
 @schema.command()
 @PIPELINE
+def types(pipeline: str) -> None:
+    """Print Python types of a pipeline's events and labels, for programs that send them.
+
+    They are a module with two classes, Event and Label, of the records as JSON: a type checker holds what
+    `tidemill.client` is given to them.
+    """
+    from tidemill.encoding.json_schema import json_schema
+    from tidemill.encoding.python_types import module
+
+    declared = tidemill.load(pipeline)
+    schemas = {
+        name: json_schema(stream.avro) for name, stream in (("Event", declared.events), ("Label", declared.labels))
+    }
+    doc = f"The records of the pipeline {declared.name}, made by `tidemill schema types`."
+    click.echo(module(schemas, doc), nl=False)
+
+
+@schema.command()
+@PIPELINE
 @click.option("--all", "inner", is_flag=True, help="Also the topics that only the pipeline's services write and read.")
 @with_settings("brokers", "registry_url")
 def asyncapi(pipeline: str, *, inner: bool, **options: Any) -> None:
