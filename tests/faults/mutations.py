@@ -1278,6 +1278,20 @@ MUTANTS = (
         ("tests/unit/gateway/test_gateway_predict.py::test_a_gateway_that_starts_again_knows_what_was_sent_and_predicted",),
     ),
     Mutant(
+        "gateway-cuts-off", "a gateway that ends leaves those without an answer who wait for longer than it may take",
+        "gateway/asking.py",
+        "        self.river.end_waits(seconds)\n",
+        "",
+        ("tests/unit/gateway/test_gateway_connections.py::test_who_would_wait_longer_than_it_may_take_to_end_is_answered_with_what_is_known",),
+    ),
+    Mutant(
+        "table-commits-again", "a commit of an Iceberg table that comes second is made on top of the first one",
+        "watch/archiver/iceberg.py",
+        '_ONE_TRY = {"commit.retry.num-retries": "0"}',
+        '_ONE_TRY = {"commit.retry.num-retries": "4"}',
+        ("tests/unit/watch/test_table_archives.py::test_of_two_that_write_at_the_same_moment_the_table_takes_one",),
+    ),
+    Mutant(
         "gateway-any-role", "who may only read may send",
         "tokens.py",
         "return bool(self.role & needed) if isinstance(needed, Permission) else self.role >= needed",

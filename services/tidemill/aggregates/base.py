@@ -151,6 +151,8 @@ def to_json(number: float) -> float | str:
 
 def from_json(stored: float | str) -> float:
     """Return the number that `to_json` made `stored` of. Raises for anything else."""
+    if type(stored) is float:  # nearly always
+        return stored
     number = float(stored)
     return number if isinstance(stored, str) else stored
 
