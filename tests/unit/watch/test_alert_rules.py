@@ -20,6 +20,7 @@ import small
 import yaml
 from alerting import RULES, Alerting, forget_metrics
 from commits import FailingCommits
+from river import metrics as river_metrics
 from test_archiver import SLOT as PREDICTIONS
 from test_archiver import Run, record
 from test_freshness import Away, featurizer, valid
@@ -27,7 +28,7 @@ from test_monitor_trust import World as Signed
 from test_notifier import Book
 from test_notifier import River as Notices
 from test_protection import capped
-from test_stopped_models import Learning, exploding
+from test_stopped_models import Learning, exploding, with_labels
 from test_store_away import Line, Turning
 from test_versions_never_go_back import ScorerProcess, World
 
@@ -36,6 +37,8 @@ from tidemill import metrics
 from tidemill.errors import StoreError
 from tidemill.metrics import LoopMetrics, MonitorMetrics
 from tidemill.probes import Health, serve
+from tidemill.registry.decisions import decisions
+from tidemill.registry.signing import Chains
 from tidemill.runtime.run import topic_table
 from tidemill.stages.validator import service as validator
 from tidemill.stream.api import discard
@@ -316,6 +319,24 @@ def model_stopped(prometheus: Alerting, folder: Path, monkeypatch: pytest.Monkey
     prometheus.scrape()
 
 
+@causes("TidemillMetricWithoutNumber")
+def metric_without_number(prometheus: Alerting, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
+    live = Learning(small.make(metrics=[river_metrics.RMSLE(), river_metrics.MAE()]), folder)
+    records = with_labels(live.pipeline, [float(at % 5) for at in range(30)] + [-5.0] * 10)  # which has no logarithm
+    live.feed(records[:30])
+    show("learner-linear", live.step)
+    prometheus.wait(11)
+    yield
+    live.feed(records[30:])
+    show("learner-linear", live.step)
+    prometheus.wait(11)
+    yield
+    live.pipeline = small.make(metrics=[river_metrics.MAE()])  # it is taken out of the declaration
+    live.begin()
+    show("learner-linear", live.step)
+    prometheus.scrape()
+
+
 @causes("TidemillOverShare")
 def over_share(prometheus: Alerting, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
     pipeline = capped()
@@ -384,6 +405,31 @@ def version_refused(prometheus: Alerting, folder: Path, monkeypatch: pytest.Monk
     assert again.serve() == (0, 70)
     show("scorer", again.step)
     prometheus.scrape()
+
+
+@causes("TidemillOlderVersionServes")
+def older_version_serves(prometheus: Alerting, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
+    world = World(folder / "store")
+    world.learn(60)
+    gate = Chains(decisions(world.pipeline, world.key))
+    scorer = ScorerProcess(world)
+
+    def serve() -> tuple[int, int] | None:
+        scorer.look(60)
+        served = scorer.serve()
+        show("scorer", scorer.step)
+        return served
+
+    assert serve() == (0, 60)
+    prometheus.wait(15)
+    yield
+    world.decide("pinned", "linear@30", chains=gate)
+    assert serve() == (0, 30)
+    prometheus.wait(2)
+    yield
+    world.decide("unpinned", "linear", chains=gate)
+    assert serve() == (0, 60)
+    prometheus.wait(1)
 
 
 @causes("TidemillSignedRecordRefused")
