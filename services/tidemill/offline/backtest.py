@@ -19,7 +19,7 @@ import tempfile
 import time
 from bisect import bisect_left, bisect_right
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -71,8 +71,11 @@ class LabelDelays:
     quantiles: Mapping[int, int]
 
     @classmethod
-    def of(cls, events: Mapping[Any, int], labels: Mapping[Any, int], timeout_ms: int) -> LabelDelays:
-        """Compare the times of events and labels, each by its id."""
+    def of(
+        cls, events: Mapping[Any, int], labels: Mapping[Any, int], timeout_ms: int, refused: Collection[Any] = ()
+    ) -> LabelDelays:
+        """Compare the times of events and labels, each by its id; labels of `refused` events are not looked at."""
+        labels = {id_: at for id_, at in labels.items() if id_ in events or id_ not in refused} if refused else labels
         delays = sorted(at - events[id_] for id_, at in labels.items() if id_ in events)
         return cls(
             without_event=len(labels) - len(delays),
@@ -467,6 +470,7 @@ class Backtest:
         report = self.report
         event_times: dict[str, int] = {}
         label_times: dict[str, int] = {}
+        refused_ids = set[str]()
 
         def take_label(label: Message) -> None:
             refused = sum(report.refused_labels.values())
@@ -486,8 +490,12 @@ class Backtest:
                 report.first_event = now
             report.last_event = now
             report.events += 1
-            event_times.setdefault(event.id, now)
+            refused = sum(report.refused.values())
             self._emit(self.events_topic, event.data, None, now)
+            if sum(report.refused.values()) == refused:
+                event_times.setdefault(event.id, now)
+            else:
+                refused_ids.add(event.id)
             if progress:
                 progress(1)
         while label is not None:
@@ -497,7 +505,8 @@ class Backtest:
         self._checkpoint(self._now)
         self._correct()
         self._count()
-        report.label_delays = LabelDelays.of(event_times, label_times, self.pipeline.label_timeout_ms)
+        timeout = self.pipeline.label_timeout_ms
+        report.label_delays = LabelDelays.of(event_times, label_times, timeout, refused_ids)
         report.seconds = time.perf_counter() - started
         return report
 

@@ -111,6 +111,7 @@ def check_files(pipeline: Pipeline, source: FileSource, progress: Progress | Non
     report = FilesReport(pipeline.name, pipeline.label_timeout)
     validator = Validator(pipeline, any_encoding=True, fuse=False)
     known: dict[str, dict[str, int]] = {}
+    sent: dict[str, set[str]] = {}
     for name, path, stream, raw, valid in (
         ("events", source.events, pipeline.events, topics.EVENTS, topics.EVENTS_VALID),
         ("labels", source.labels, pipeline.labels, topics.LABELS, topics.LABELS_VALID),
@@ -133,7 +134,7 @@ def check_files(pipeline: Pipeline, source: FileSource, progress: Progress | Non
         records = list(
             valid_records(validator, raw.name(pipeline), valid.name(pipeline), messages, codec, files, progress)
         )
-        known[name] = {}
+        known[name], sent[name] = {}, {message.id for message in messages}
         for record in records:
             files.same_id += str(record[stream.id]) in known[name]
             known[name].setdefault(str(record[stream.id]), record[stream.time])
@@ -145,7 +146,8 @@ def check_files(pipeline: Pipeline, source: FileSource, progress: Progress | Non
             report.tables = [_match(lookup, records) for lookup in _lookups(pipeline)]
             report.warnings += _entity_warnings(pipeline, records)
     if "events" in known and "labels" in known:
-        report.delays = LabelDelays.of(known["events"], known["labels"], pipeline.label_timeout_ms)
+        timeout = pipeline.label_timeout_ms
+        report.delays = LabelDelays.of(known["events"], known["labels"], timeout, sent["events"])
         report.warnings += filter(None, [report.delays.as_text(pipeline.label_timeout)])
     report.warnings += [
         f"table {match.table}: {match.events - match.matched_events:,} of {match.events:,} events name no row by "

@@ -196,6 +196,18 @@ def test_a_few_odd_labels_are_noted_and_one_that_has_not_come_yet_is_not() -> No
     assert "note: 9 labels match no event: see that both streams name the same id" in backtest_text(report)
 
 
+@pytest.mark.parametrize("at", [-(2**63), small.HOUR - 1, 2**62])
+def test_the_label_of_an_event_that_is_refused_has_no_delay_and_is_not_of_nobody(at: int) -> None:
+    """Its event may be dated millions of years ago: so late no label comes."""
+    pipeline = small.make(rules=[rules.between("distance", 0, 1_000)])
+    events = sorted([*EVENTS, small.event("odd", asked_at=at, distance=-1.0)], key=lambda event: event["asked_at"])
+    known = [small.label(f"f{number}", (number + 1) * small.MINUTE) for number in range(99)]
+    report = Backtest(pipeline).run(events, [*known, small.label("odd", 100 * small.MINUTE)])
+    assert sum(report.refused.values()) == 1
+    assert report.note == ""
+    assert max(report.label_delays.quantiles.values()) < small.HOUR  # type: ignore[union-attr]
+
+
 def test_what_is_refused_has_no_delay() -> None:
     report = run(2 * small.HOUR, label_rules=[rules.between("arr_delay", 900, 2880)])
     assert "later than label_timeout" not in "".join(report.warnings)

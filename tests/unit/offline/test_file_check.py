@@ -76,6 +76,13 @@ def test_what_would_be_refused_is_counted_with_the_first_of_each_reason(tmp_path
     )
 
 
+def test_labels_of_events_that_are_refused_are_not_of_nobody(tmp_path: Path) -> None:
+    events = [e | {"sched_hour": 77} if n % 10 == 0 else e for n, e in enumerate(EVENTS)]
+    delays = check(tmp_path, events, [*labels(small.MINUTE), small.label("nobody", DAY_ONE)]).delays
+    assert delays
+    assert (delays.without_event, delays.events_without_label, delays.late) == (1, 0, 0)
+
+
 def test_a_value_that_can_not_be_read_is_the_first_thing_said_and_the_columns_are_shown(tmp_path: Path) -> None:
     report = check(tmp_path, [e | {"distance": "1,5"} for e in EVENTS])
     assert report.warnings[0].startswith("nothing runs on this file: ")
