@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dis
+import types
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 
@@ -89,3 +92,28 @@ def _kind_of_field(where: str, name: str, events: Stream, fail: Fail) -> Kind:
     if type_ not in AVRO_KINDS:
         fail(where, f"field {name!r} is {type_}: give a function that makes a number or a category of it")
     return AVRO_KINDS[type_]
+
+
+def goes_by_hash(function: Any) -> bool:
+    """Whether a function calls Python's `hash`, itself or by another one of its module.
+
+    Of a text that is another number in each process: what a model learned of it is not what it is asked.
+    """
+    waiting, seen = [function], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if not isinstance(one, types.FunctionType) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        for name in _globals_of(one.__code__):
+            if name == "hash" and name not in one.__globals__:
+                return True
+            waiting.append(one.__globals__.get(name))
+    return False
+
+
+def _globals_of(code: types.CodeType) -> Iterator[str]:
+    yield from (step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _globals_of(inner)

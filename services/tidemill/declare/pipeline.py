@@ -33,7 +33,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from tidemill.declare.checks import Duration, Fail, FeatureName, Is, Metric, Name, check_fields
-from tidemill.declare.feature import Feature, as_feature
+from tidemill.declare.feature import Feature, as_feature, goes_by_hash
 from tidemill.declare.forgetting import Forgetting
 from tidemill.declare.fuse import Fuse
 from tidemill.declare.gate import Gate
@@ -394,6 +394,11 @@ class Pipeline:
     def unseeded(self, name: str) -> list[str]:
         """Return the classes of the model's parts that draw at random and are declared without a seed."""
         return seed(self._declared(name))
+
+    def hashed(self) -> list[str]:
+        """Return the request features, and `label`, whose functions go by Python's `hash`."""
+        functions = {name: feature.source for name, feature in self.request_features.items()}
+        return [name for name, function in (functions | {"label": self.labels.value}).items() if goes_by_hash(function)]
 
     def metric(self) -> list[Any]:
         """Return fresh metrics: the declared ones, or the task's."""

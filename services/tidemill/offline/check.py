@@ -29,6 +29,7 @@ class CheckReport:
             "champion": pipeline.champion,
             "models": {name: pipeline.stable_repr(name) for name in pipeline.model_names},
             "seeded": {name: list(dict.fromkeys(pipeline.unseeded(name))) for name in pipeline.model_names},
+            "hashed": pipeline.hashed(),
             "search": {
                 name: {of: values.description for of, values in one.over.items()}
                 for name, one in pipeline.search.items()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import small
 from river import compose, linear_model, preprocessing
 
 from tidemill import Monitor, Pipeline, Stream, View, aggregates, category, load, number, rules
@@ -219,3 +222,24 @@ def test_only_the_topics_that_producers_write_can_be_called_otherwise() -> None:
     names = {topic.suffix: topic.name(pipeline) for topic in TOPICS}
     assert names.pop("events") == "airport.departures-v2"
     assert names == {topic.suffix: f"flights.{topic.suffix}" for topic in TOPICS if topic.suffix != "events"}
+
+
+def _bucket(event: dict) -> str:
+    return str(hash(event["carrier"]) % 8)
+
+
+@pytest.mark.parametrize(
+    ("function", "is_hashed"),
+    [
+        (lambda event: hash(event["carrier"]) % 8, True),
+        (lambda event: _bucket(event), True),
+        (lambda event: sum(hash(event[name]) % 2 for name in ("carrier", "origin")), True),
+        (lambda event: zlib.crc32(event["carrier"].encode()) % 8, False),
+        (lambda event: len(event["hash"]), False),
+        (abs, False),
+    ],
+)
+def test_a_function_that_is_another_in_each_process_is_named_by_check(function: Any, *, is_hashed: bool) -> None:
+    pipeline = small.make(request={"distance": number("distance"), "bucket": number(function)})
+    assert pipeline.hashed() == (["bucket"] if is_hashed else [])
+    assert ("bucket: a function that calls hash()" in " ".join(pipeline_text(pipeline).split())) == is_hashed

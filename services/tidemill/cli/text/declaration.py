@@ -110,6 +110,11 @@ def pipeline_text(pipeline: Pipeline) -> str:
         for table in pipeline.tables:
             tables.add_row(table.name, table.key, f"{len(table):,}", table.sha256[:12])
         parts += ["\ntables", tables]
+    if hashed := pipeline.hashed():
+        parts.append(
+            f"WARNING: {', '.join(hashed)}: a function that calls hash(), which is another number for a text in each "
+            f"process, so that models are asked something else than they have learned: take zlib.crc32(text.encode())"
+        )
     parts += ["\nmodels", models]
     for name in pipeline.model_names:
         if drawing := dict.fromkeys(pipeline.unseeded(name)):
