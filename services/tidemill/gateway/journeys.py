@@ -32,7 +32,9 @@ class Journeys:
 
         They are like the latest in the log; where it has none, or unless `like_others`, made up.
         """
-        pipeline, id_ = self.pipeline, f"try-{secrets.token_hex(4)}"
+        pipeline, number = self.pipeline, secrets.randbits(31)
+        are_texts = all(one.types[one.id] == "string" for one in (pipeline.events, pipeline.labels))
+        id_ = f"try-{number:08x}" if are_texts else str(number)
         event = self._like(pipeline.events, topics.EVENTS_VALID if like_others else None, self._records.event, id_)
         label = self._like(pipeline.labels, topics.LABELS_VALID if like_others else None, self._records.label, id_)
         return {"event": event, "label": label}
@@ -41,7 +43,7 @@ class Journeys:
         record: Mapping[str, Any] = example(stream.avro)
         if stream.as_millis is None:  # else valid records have another form of time than those that are sent
             record = (topic and self._latest(topic, codec)) or {**record, stream.time: int(time.time() * 1000)}
-        return {**record, stream.id: id_} if isinstance(record[stream.id], str) else record
+        return {**record, stream.id: id_ if stream.types[stream.id] == "string" else int(id_)}
 
     def _latest(self, topic: Topic, codec: Codec) -> dict[str, Any] | None:
         name = topic.name(self.pipeline)

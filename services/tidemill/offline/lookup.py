@@ -179,7 +179,7 @@ class LogLookup:
                 event = self.records.event.of(value)
                 if event is None:
                     return place | {"record": None, "why": "its schema is not one of those declared now"}
-                if event[self.pipeline.events.id] != features["event_id"]:
+                if str(event[self.pipeline.events.id]) != features["event_id"]:
                     return place | {
                         "record": None,
                         "why": "another event is at this offset: the topic was deleted and created again",

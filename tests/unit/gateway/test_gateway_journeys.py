@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
+from dataclasses import make_dataclass
+from typing import Any
+
 import pytest
 from gateway_in_memory import READERS_KEY, SENDERS_KEY, Shop
+from river import linear_model
 from small import declaration, event, label
 
-from tidemill import Pipeline
+from tidemill import Pipeline, Stream
 from tidemill.demo.flights import flights
 
 NOW = 1_700_000_000_000
@@ -27,6 +32,34 @@ def test_an_example_is_like_the_latest_with_a_new_id(shop: Shop) -> None:
     assert first["label"] == {**label("a", NOW + 5), "flight_id": first["event"]["flight_id"]}
     assert first["event"]["flight_id"] != second["event"]["flight_id"]
     assert shop.predict(first["event"])["repeated"] is False
+
+
+@pytest.mark.parametrize(
+    ("of_event", "of_label"),
+    [(int, int), (int, str), (str, int)],
+    ids=["numbers", "number and text", "text and number"],
+)
+def test_an_example_has_a_new_id_where_ids_are_numbers_and_all_of_it_is_shown(of_event: Any, of_label: Any) -> None:
+    asked = make_dataclass("Asked", [("order_id", of_event), ("at", dt.datetime), ("amount", float)])
+    paid = make_dataclass("Paid", [("order_id", of_label), ("paid_at", dt.datetime), ("late", bool)])
+    pipeline = Pipeline(
+        name="orders",
+        events=Stream(asked),
+        labels=Stream(paid, value="late"),
+        task="binary",
+        request={"amount": "amount"},
+        models={"linear": linear_model.LogisticRegression()},
+        champion="linear",
+    )
+    with Shop(pipeline) as shop:
+        shop.predict({"order_id": of_event(7), "at": NOW, "amount": 2.0})
+        first, second = (shop.client.get("/v1/example").json() for _ in range(2))
+        ids = {str(one[part]["order_id"]) for one in (first, second) for part in ("event", "label")}
+        assert len(ids) == 2
+        assert "7" not in ids
+        assert shop.predict(first["event"])["repeated"] is False
+        way = shop.client.get("/v1/journeys/7").json()
+        assert way["event"]["record"] == {"order_id": of_event(7), "at": NOW, "amount": 2.0}
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def _version(pipeline: Pipeline, score: Mapping[str, Any]) -> Table:
     now = f" (this is {river.__version__})" if made["river"] != river.__version__ else ""
     return pairs_table(
         [
-            ("learned", f"{made['examples']:,} examples, labels until {second(made['learned_until'])} UTC"),
+            ("learned", f"{count_of(made['examples'], 'example')}, labels until {second(made['learned_until'])} UTC"),
             ("published", f"{second(made['created_at'])} UTC"),
             ("artifact", made["uri"]),
             ("made by", f"tidemill {made['tidemill']}, River {made['river']}{now}, Python {made['python']}"),

@@ -51,6 +51,8 @@ from tidemill.watch.monitor.figures import FigureKey
 from tidemill.wire import topics
 
 log = logging.getLogger(__name__)
+#: Of classes that derive from Faust's: else each of their steps is logged as ours.
+_faust_log = logging.getLogger("faust")
 
 #: How long a fetch waits for partitions without new records.
 FETCH_WAIT_MS = 50
@@ -98,6 +100,8 @@ class _FetchedBatch(ConsumerMessage):
 
 
 class _FetchThread(aiokafka.AIOKafkaConsumerThread):
+    logger = _faust_log
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         """Read committed records only, as Faust does in a transaction only, and wait briefly for quiet partitions.
 
@@ -120,6 +124,8 @@ class _FetchThread(aiokafka.AIOKafkaConsumerThread):
 
 
 class _Consumer(aiokafka.Consumer):
+    logger = _faust_log
+
     def _new_consumer_thread(self) -> Any:
         return _FetchThread(self, loop=self.loop, beacon=self.beacon)
 
@@ -136,6 +142,8 @@ class _Transport(aiokafka.Transport):
 
 
 class _Tables(TableManager):
+    logger = _faust_log
+
     async def sleep(self, n: Any, **_: Any) -> None:  # noqa: ARG002  the signature is Faust's
         """Wait for no tables: there are none, and Faust gives them a second to be declared before it reads anything."""
         await super().sleep(0)

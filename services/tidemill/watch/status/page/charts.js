@@ -67,14 +67,26 @@ export class PerformanceChart {
       padding: [10, 14, 0, 0],
       legend: { show: false },
       cursor: { y: false, points: { size: 7 } },
-      scales: { y: { range: (u, least, most) => spread(least, most) } },
+      scales: { x: { range: (u, first, last) => this.#span(first, last) }, y: { range: (u, least, most) => spread(least, most) } },
       axes: [
-        { ...axis, size: 34, space: 70, values: (u, ticks) => ticks.map((t) => windowName(t * 1000, this.length)) },
+        { ...axis, size: 34, space: 70, values: (u, ticks) => this.#names(ticks) },
         { ...axis, size: 54, space: 36, values: (u, ticks) => ticks.map((t) => metric(t)) },
       ],
       series: [{}, ...this.models.map((name) => this.#line(name))],
       hooks: { drawAxes: [(u) => this.#bands(u)], setCursor: [(u) => this.#legend(u.cursor.idx ?? null)] },
     };
+  }
+
+  /** What the x axis shows: around a single window there is one on each side, and no years. */
+  #span(first, last) {
+    const around = first === last && first !== null ? (this.length ?? 3_600_000) / 1000 : 0;
+    return around ? [first - around, last + around] : [first, last];
+  }
+
+  /** What the ticks are called: of several within one window, the first alone. */
+  #names(ticks) {
+    const names = ticks.map((t) => windowName(t * 1000, this.length));
+    return names.map((name, at) => (name === names[at - 1] ? "" : name));
   }
 
   #line(name) {
