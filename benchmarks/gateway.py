@@ -5,8 +5,8 @@
 
 The load is vegeta's (`go install github.com/tsenart/vegeta/v12@latest`), which sends at its rate whether answers come or
 not. Before, models learn from the warm-up; then their learners end. Afterwards every answer is held against the record on
-the predictions topic, and a sample of the predictions is made again from the log and the models. Then the features of 50 and of 100
-entities are asked for, one after the other. The load generator shares the cores with all the rest.
+the predictions topic, and a sample of the predictions is made again from the log and the models. Then the features of one entity, of 5
+(50 features) and of 100 are asked for, one call after the other. The load generator shares the cores with all the rest.
 
 Where the time goes is told by the times at which the broker has appended the event and its prediction: before that is
 HTTP and producing; between the two the chain, which gathers, handles and sends; after it the transaction's commit, and the
@@ -53,7 +53,7 @@ from tidemill.wire import topics
 from tidemill.wire.records import Records
 
 CHAIN, LEARNING = "validator+featurizer+scorer", "joiner+learner"
-FEATURES = {"entities of one call: 1": 1, "entities of one call: 100": 100}
+FEATURES = {f"entities of one call: {count}": count for count in (1, 5, 100)}
 CALLS = 200
 #: Predictions that are made again from the log and the models, drawn at random.
 REPLAYED = 2_000
@@ -108,7 +108,7 @@ def run(rate: int, seconds: int, warm_up: int, **chosen: Any) -> dict[str, Any]:
         figures["replayed"] = {name: getattr(again, name) for name in ("predictions", "scores", "equal", "versions")}
         figures |= {f"{name}_cpu_ms_per_request": round(used / len(results) * 1000, 2) for name, used in cpu.items()}
         figures |= {
-            "features": features(url, key, pipeline, events),
+            "features": features(url, key, pipeline, events, stack.processes["gateway"].pid),
             "load": [round(one, 1) for one in os.getloadavg()],
         }
         return figures
@@ -183,20 +183,23 @@ def parts(appended: dict[str, dict[str, int]], results: Sequence[dict[str, Any]]
     return {name: round(median(several), 1) for name, several in zip(names, zip(*times, strict=True), strict=True)}
 
 
-def features(url: str, key: str, pipeline: Any, events: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return how long a call for features takes, in ms, by the number of entities."""
+def features(url: str, key: str, pipeline: Any, events: Sequence[dict[str, Any]], gateway: int) -> dict[str, Any]:
+    """Return how long a call for features takes, and the CPU of the gateway's process, in ms, by the number of entities."""
     entity = pipeline.views[0].entity
     ids = list(dict.fromkeys(str(event[entity]) for event in events if event[entity]))
     figures = {}
     with Client(url, key) as client:
         for name, count in FEATURES.items():
             asked, took = {entity: (ids * (count // len(ids) + 1))[:count]}, []
+            before = cpu_seconds(gateway)
             for _ in range(CALLS):
                 began = time.perf_counter()
                 client.features(asked, at="latest")
                 took.append((time.perf_counter() - began) * 1000)
             took.sort()
+            used = (cpu_seconds(gateway) - before) / CALLS * 1000
             figures[name] = {"p50_ms": round(took[CALLS // 2], 1), "p99_ms": round(took[int(CALLS * 0.99)], 1)}
+            figures[name]["gateway_cpu_ms"] = round(used, 2)
     return figures
 
 

@@ -54,7 +54,7 @@ class Known:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the features for programs."""
-        return dataclasses.asdict(self)
+        return {**vars(self), "features": dict(self.features)}  # dataclasses.asdict would look into each value
 
 
 class Store:
