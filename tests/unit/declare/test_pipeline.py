@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from river import compose, linear_model, preprocessing
 from tidemill import Monitor, Pipeline, Stream, View, aggregates, category, load, number, rules
 from tidemill.cli.text.declaration import pipeline_text
 from tidemill.errors import DeclarationError
+from tidemill.offline.backtest import Backtest
 from tidemill.offline.model_trial import check_models
 from tidemill.wire.topics import TOPICS
 
@@ -243,3 +245,24 @@ def test_a_function_that_is_another_in_each_process_is_named_by_check(function: 
     pipeline = small.make(request={"distance": number("distance"), "bucket": number(function)})
     assert pipeline.hashed() == (["bucket"] if is_hashed else [])
     assert ("bucket: a function that calls hash()" in " ".join(pipeline_text(pipeline).split())) == is_hashed
+
+
+@pytest.mark.parametrize("reference", ["Way", "shop.Way", ["null", "Way"], ["shop.Way", "null"]])
+@pytest.mark.parametrize("name", [{"name": "Way"}, {"name": "shop.Way"}, {"name": "Way", "namespace": "shop"}])
+def test_a_field_whose_type_is_a_name_is_what_that_names(tmp_path: Path, reference: Any, name: dict[str, str]) -> None:
+    kinds = {
+        "id": "string", "at": {"type": "long", "logicalType": "timestamp-millis"},
+        "before": {"type": "enum", "symbols": ["CARD", "CASH"], **name}, "now": reference,
+    }  # fmt: skip
+    fields = [{"name": field, "type": type_} for field, type_ in kinds.items()]
+    avro = {"type": "record", "name": "Event", "namespace": "shop", "fields": fields}
+    (tmp_path / "event.avsc").write_text(json.dumps(avro))
+    events = Stream(str(tmp_path / "event.avsc"), id="id", time="at", key="before")
+    pipeline = small.make(
+        events=events, request={"before": "before", "now": "now"}, views=[], rules=[rules.one_of("now", ["CARD", "CASH"])],
+        models={"m": preprocessing.OneHotEncoder() | linear_model.LinearRegression()}, champion="m",
+    )  # fmt: skip
+    assert pipeline.vector == {"before": "category", "now": "category"}
+    rows = [{"id": f"f{at}", "at": at * small.MINUTE, "before": "CARD", "now": "CASH"} for at in range(5)]
+    report = Backtest(pipeline).run(rows, [small.label(row["id"], row["at"] + 1) for row in rows])
+    assert (report.joined, report.dead_letters) == (5, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -231,3 +232,12 @@ def test_a_training_set_and_a_search_say_what_history_lacks(tmp_path: Path) -> N
     with dataset.written(out, form, dataset.Span()) as writer:
         recompute.recompute_rows(small.make(), EVENTS, [small.label("f1", small.MINUTE), *labels], writer)
     assert dataset_text(writer.summary).startswith("WARNING: the figures leave out 99% of the predictions")
+
+
+@pytest.mark.parametrize("at", [-(2**63), -99_999_999_999_999, 2**62, 2**63 - 1])
+def test_times_that_no_calendar_has_are_printed_as_they_are(at: int) -> None:
+    events = [small.event(f"f{number}", asked_at=at) for number in range(3)]
+    report = Backtest(small.make()).run(events, [small.label("f0", at)])
+    assert report.joined == 0
+    assert f"{at}" in backtest_text(report)
+    assert json.loads(json.dumps(report.as_dict()))["first_event"] == at
