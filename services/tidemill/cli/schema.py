@@ -65,7 +65,7 @@ def show(pipeline: str, topic: str | None, *, as_json: bool) -> None:
 @schema.command()
 @PIPELINE
 def types(pipeline: str) -> None:
-    """Print Python types of a pipeline's events and labels, for programs that send them.
+    """Print Python types of events and labels, for who sends them.
 
     They are a module with two classes, Event and Label, of the records as JSON: a type checker holds what
     `tidemill.client` is given to them.
