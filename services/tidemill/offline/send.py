@@ -40,7 +40,8 @@ SILENCE_SECONDS = 1.0
 class Outcome:
     """What became of one message.
 
-    predicted    of an event: `score` is what `model` answered, of several classes with the `probabilities` of all
+    predicted    of an event: `score` is what `model` answered, of several classes with the `probabilities` of all;
+                 unless it is `answered`, the model had no answer yet, and the score is the task's neutral one
     joined       of a label: it met its prediction; `score` is what the serving model had answered
     waits        of a label: it is valid, and its prediction has not come yet
     dead letter  `reason`, `message`, the service and where the letter is
@@ -54,11 +55,18 @@ class Outcome:
     probabilities: Mapping[str, float] | None = None
     model: str = ""
     version: int = 0
+    answered: bool = True
     label: Any = None
     reason: str = ""
     message: str = ""
     service: str = ""
     letter: str = ""
+
+    def take(self, champion: Mapping[str, Any]) -> None:
+        """Take the answer of the serving model."""
+        self.score, self.probabilities = champion.get("score"), champion.get("probabilities") or None
+        self.model, self.version = champion.get("model", ""), champion.get("version", 0)
+        self.answered = champion.get("answered", True)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON can hold it, without what it does not have."""
@@ -160,9 +168,8 @@ class Sending:
             prediction = self.records.read_prediction(value)
             for outcome in self._close(prediction["event_id"] if prediction else ""):
                 champion: Mapping[str, Any] = prediction["champion"] if prediction else {}
-                outcome.state, outcome.score = "predicted", champion.get("score")
-                outcome.probabilities = champion.get("probabilities") or None
-                outcome.model, outcome.version = champion.get("model", ""), champion.get("version", 0)
+                outcome.state = "predicted"
+                outcome.take(champion)
                 yield outcome
         elif topic is topics.EXAMPLES:
             example, correction = self.records.example.of(value), self.records.correction.of(value)
@@ -179,10 +186,8 @@ class Sending:
     def _joined(self, outcome: Outcome, example: Mapping[str, Any] | None) -> None:
         outcome.state = "joined"
         if example:
-            champion = example["prediction"]["champion"]
-            outcome.label, outcome.score = example["label"], champion["score"]
-            outcome.probabilities = champion["probabilities"] or None
-            outcome.model, outcome.version = champion["model"], champion["version"]
+            outcome.label = example["label"]
+            outcome.take(example["prediction"]["champion"])
 
     def _refused(self, record: Record) -> Iterator[Outcome]:
         letter, value = read_dead_letter(record), record.value() or b""

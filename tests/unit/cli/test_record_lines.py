@@ -4,7 +4,9 @@ from typing import Any
 
 import pytest
 
+from tidemill.cli.text.predictions import _scores
 from tidemill.cli.text.records import RecordTable, outcome_line
+from tidemill.cli.text.shared import render
 from tidemill.offline.send import Outcome
 
 ROW = {"event_time": 0, "label_time": 0, "event_id": "7", "entity_id": "7", "model": "m", "version": 9, "label": "fog"}
@@ -25,6 +27,21 @@ def test_of_several_classes_the_one_that_is_predicted_is_named() -> None:
     assert line("predictions", {**ROW, **answers}) == "1970-01-01 00:00:00 7 7 fog (0.75) m@9"
     assert line("examples", {**ROW, **answers}).endswith("fog fog (0.75) m@9")
     assert outcome_line(Outcome("7", "predicted", score=0.5, model="m"), "orders") == "7  predicted 0.5 by m@0"
+
+
+def test_a_neutral_score_is_not_shown_as_an_answer() -> None:
+    """A model that has learned nothing may have none: the score is there for who needs a number."""
+    neutral = {"probabilities": None, "score": 0.0, "answered": False}
+    assert line("predictions", {**ROW, **neutral}) == "1970-01-01 00:00:00 7 7 no answer yet m@9"
+    sent = Outcome("7")
+    sent.state = "predicted"
+    sent.take({"model": "m", "version": 0, **neutral})
+    assert outcome_line(sent, "orders") == "7  no answer yet of m@0"
+    assert sent.as_dict()["answered"] is False
+    then = {**neutral, "model": "m", "version": 0, "role": "champion", "state": "equal", "score_now": 0.0}
+    shown = render(_scores([{**then, "probabilities": {}, "probabilities_now": {}}]))
+    assert shown.count("no answer yet") == 2
+    assert "0.0" not in shown
 
 
 def test_rows_stand_below_the_headings_and_a_column_grows_with_its_values() -> None:

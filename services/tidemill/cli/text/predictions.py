@@ -11,6 +11,7 @@ import river
 from rich.table import Table
 
 from tidemill.cli.text.shared import (
+    NO_ANSWER,
     count_of,
     format_value,
     new_table,
@@ -115,13 +116,14 @@ def _vector(pipeline: Pipeline, prediction: Mapping[str, Any]) -> Table:
 def _scores(scores: Sequence[Mapping[str, Any]]) -> Table:
     table = new_table("model", "role", "version", "score then", "score now", "")
     for score in scores:
+        before = repr(score["score"]) if score.get("answered", True) else NO_ANSWER
         now = "" if score["score_now"] is None else repr(score["score_now"])
+        if before is NO_ANSWER and score["state"] == "equal":
+            now = NO_ANSWER
         state = {"gone": "can't be repeated"}.get(score["state"], score["state"])
         if state == "different" and score["score_now"] == score["score"]:
             state = "different probabilities"
-        table.add_row(
-            format_value(score["model"]), score["role"], str(score["version"]), repr(score["score"]), now, state
-        )
+        table.add_row(format_value(score["model"]), score["role"], str(score["version"]), before, now, state)
         classes = score["probabilities"].keys() | (score["probabilities_now"] or {}).keys()
         for name in sorted(classes):
             both = [(p or {}).get(name) for p in (score["probabilities"], score["probabilities_now"])]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from rich.cells import cell_len
 
-from tidemill.cli.text.shared import printable, second
+from tidemill.cli.text.shared import NO_ANSWER, printable, second
 from tidemill.offline.send import Outcome
 from tidemill.registry.decisions import ModelRef
 from tidemill.wire.dead_letters import shorten
@@ -23,11 +23,13 @@ def outcome_line(outcome: Outcome, pipeline: str) -> str:
     """Return what became of one message."""
     id_ = _text(outcome.id or "(no id)")
     took = "" if outcome.ms is None else f" in {outcome.ms:,.0f} ms"
-    answer = f"{_answer(outcome.score, outcome.probabilities)} by {_model(outcome.model, outcome.version)}"
+    model, score = _model(outcome.model, outcome.version), _answer(outcome.score, outcome.probabilities)
     if outcome.state == "predicted":
-        return f"{id_}  predicted {answer}{took}"
+        answer = f"predicted {score} by" if outcome.answered else f"{NO_ANSWER} of"
+        return f"{id_}  {answer} {model}{took}"
     if outcome.state == "joined":
-        return f"{id_}  joined: {_text(outcome.label)}, predicted was {answer}{took}"
+        answer = f"predicted was {score} by" if outcome.answered else f"{NO_ANSWER} of"
+        return f"{id_}  joined: {_text(outcome.label)}, {answer} {model}{took}"
     if outcome.state == "corrected":
         return f"{id_}  corrected: {_text(outcome.label)}{took}"
     if outcome.state == "dead letter":
@@ -107,7 +109,9 @@ def _value(row: Mapping[str, Any]) -> str:
 
 _EVENT = _Column("event", itemgetter("event_id"))
 _MODEL = _Column("model", lambda row: _model(row["model"], row["version"]))
-_PREDICTED = _Column("predicted", lambda row: _answer(row["score"], row["probabilities"]))
+_PREDICTED = _Column(
+    "predicted", lambda row: _answer(row["score"], row["probabilities"]) if row.get("answered", True) else NO_ANSWER
+)
 _COLUMNS: Mapping[str, list[_Column]] = {
     "predictions": [
         _time("event time", "event_time"),

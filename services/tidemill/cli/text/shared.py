@@ -18,8 +18,10 @@ from tidemill.durations import minute
 from tidemill.errors import printable
 from tidemill.wire.dead_letters import shorten
 
-__all__ = ["format_value", "minute", "new_table", "pairs_table", "printable", "render", "second"]
+__all__ = ["NO_ANSWER", "format_value", "minute", "new_table", "pairs_table", "printable", "render", "second"]
 
+#: Where a score would stand: that of a model that had no answer yet is the task's neutral one, and looks like one.
+NO_ANSWER = "no answer yet"
 #: Columns of a table where no terminal says how wide it is, and columns at least.
 WIDTH, MIN_WIDTH = 118, 80
 

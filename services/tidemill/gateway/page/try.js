@@ -1,8 +1,8 @@
 // Send an event to the river, and see its way: sent, valid, features, prediction, label. What it shows is read from the log.
 
 import { byId, el, sign, text } from "./dom.js";
-import { anything, figure, place, plural } from "./format.js";
-import { showPrediction } from "./provenance.js";
+import { anything, place, plural } from "./format.js";
+import { scored, showPrediction } from "./provenance.js";
 import { ask, askForToken, problemOf } from "./token.js";
 
 const PREDICT_MS = 30_000;
@@ -79,7 +79,7 @@ async function send() {
     show(before ? 0 : 1, answer.state === "pending" ? "waiting" : "refused", { [before ? 0 : 1]: answer.message ?? answer.state });
     return;
   }
-  show(4, "waiting", { 0: took, 3: el("strong", {}, figure(answer.champion.score)) });
+  show(4, "waiting", { 0: took, 3: el("strong", {}, scored(answer.champion)) });
   await follow(answer.event_id, mine);
 }
 
@@ -97,7 +97,7 @@ async function follow(id, mine) {
       0: took,
       1: place(event),
       2: `${plural(Object.keys(vector).length, "feature")}, of the event and ${plural(found.views.length, "view")}`,
-      3: [el("strong", {}, figure(champion.score)), ` by ${champion.model}, version ${champion.version}; ${place(log)}`],
+      3: [el("strong", {}, scored(champion)), ` by ${champion.model}, version ${champion.version}; ${place(log)}`],
       4: label[outcome.state],
     });
     byId("details").replaceChildren(...showPrediction(found));

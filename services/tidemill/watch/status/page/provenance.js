@@ -122,13 +122,16 @@ function scores(all) {
         named(s.model),
         el("td", {}, s.role ?? "–"),
         el("td", { class: "number" }, count(s.version)),
-        el("td", { class: "number strong" }, figure(s.score)),
-        el("td", {}, share(s.score)),
+        el("td", { class: "number strong" }, scored(s)),
+        el("td", {}, s.answered === false ? null : share(s.score)),
         el("td", {}, probabilities(s.probabilities), manifest(s.manifest)),
       ),
     ),
   );
 }
+
+/** What a model answered; the score of one that had no answer yet is the task's neutral one. */
+export const scored = (s) => (s.answered === false ? "no answer yet" : figure(s.score));
 
 /** A score between 0 and 1 as a bar. */
 function share(score) {
