@@ -6,6 +6,7 @@ be open. What it does after that is the remedy. Prometheus is `alerting.py`, who
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 import urllib.request
@@ -40,6 +41,7 @@ from tidemill.probes import Health, serve
 from tidemill.registry.decisions import decisions
 from tidemill.registry.signing import Chains
 from tidemill.runtime.run import topic_table
+from tidemill.stages.joiner import service as joiner
 from tidemill.stages.validator import service as validator
 from tidemill.stream.api import discard
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
@@ -229,6 +231,31 @@ def dead_letter_share(prometheus: Alerting, folder: Path, monkeypatch: pytest.Mo
     prometheus.wait(25, lambda: (send(broker, 8), send(broker, 1, good=False), loop.turn()))
     yield
     prometheus.wait(15, lambda: (send(broker, 9), loop.turn()))  # its producer is right again
+
+
+@causes("TidemillLabelsWait")
+def labels_wait(prometheus: Alerting, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scenario:
+    broker, numbers = topics(), itertools.count()
+    loop = Turning(
+        joiner.build(PIPELINE), broker, max_delay=0.0, max_batch=100, clock=lambda: prometheus.now, sleep=lambda _: None
+    )
+    loop.join()
+
+    def ask(many: int, prefix: str) -> None:
+        """Events are predicted, and their labels come, with ids of a prefix."""
+        for n in itertools.islice(numbers, many):
+            log = {"features": small.features(PIPELINE, f"e{n}", n), "champion": small.score(), "challengers": []}
+            broker.append("small.prediction-log", RECORDS.prediction_log.encode(log), f"e{n}".encode())
+            label = RECORDS.label.encode(small.label(f"{prefix}{n}", n))
+            broker.append("small.labels.valid", label, f"{prefix}{n}".encode())
+        drain(loop)
+
+    prometheus.wait(20, lambda: ask(20, "e"))
+    yield
+    prometheus.wait(30, lambda: ask(20, "E"), every_seconds=60)
+    yield
+    # Its producer is right again; what waits becomes less than a tenth of all, or expires.
+    prometheus.wait(90, lambda: ask(150, "e"), every_seconds=60)
 
 
 # Views.
