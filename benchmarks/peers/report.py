@@ -49,18 +49,19 @@ def table(figures: dict[str, Any]) -> str:
     """Return the table, as Markdown; each run's ratio is to the two chains of the same run."""
     rows, cost = figures["rows"], costs(figures)
     lines = [
-        "| | ratio: median | min | max | µs an event: median | min | max | broker | ROCAUC |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| | runs | ratio: median | min | max | µs an event: median | min | max | broker | ROCAUC |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in cost.items():
-        base = [row["us"] for row in rows.get(BASE, [])]
-        base = [median(base)] if base and PEERS[name].is_slow else base
-        ratios = sorted(row["us"] / us for row, us in zip(rows[name], base, strict=False))
+        base = {row["run"]: row["us"] for row in rows.get(BASE, [])}
+        if base and PEERS[name].is_slow:
+            base = {row["run"]: median(base.values()) for row in rows[name]}
+        ratios = sorted(row["us"] / base[row["run"]] for row in rows[name] if row["run"] in base)
         to_base = f"{median(ratios):.2f} | {ratios[0]:.2f} | {ratios[-1]:.2f}" if ratios else " | | "
         broker = median(row["broker_us"] for row in rows[name])
         rocauc = median(row["metrics"]["ROCAUC"] for row in rows[name])
         lines.append(
-            f"| {PEERS[name].title} | {to_base} | {median(found):.0f} | {found[0]:.0f} | {found[-1]:.0f} "
+            f"| {PEERS[name].title} | {len(found)} | {to_base} | {median(found):.0f} | {found[0]:.0f} | {found[-1]:.0f} "
             f"| {f'{broker:.0f}' if name != 'river' else ''} | {rocauc:.4f} |"
         )
     if "apart" in rows:

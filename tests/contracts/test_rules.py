@@ -349,6 +349,7 @@ def test_what_is_remembered_is_rebuilt_from_the_log(steps: list[tuple[str, int, 
     assert ended(log[cut:], second) == everything[cut:]
 
 
+@pytest.mark.slow
 def test_what_is_remembered_is_bounded_by_the_horizon() -> None:
     declared = pipeline(rules.unique("flight_id", within="1h"), rules.monotonic("flight", by="tailnum", within="1h"))
     memories, shuffle = RuleState(declared.events, declared.event_checks), random.Random(3)

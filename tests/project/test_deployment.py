@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-import kubernetes_validate
+import manifest_schemas
 import pytest
 import yaml
 from running import until
@@ -236,8 +236,8 @@ def test_a_variable_that_is_misspelt_or_has_a_wrong_value_is_found(name: str, va
 
 @pytest.mark.parametrize("change", [{"spec": {}}, {"spce": {}}])
 def test_a_manifest_with_a_field_missing_or_misspelt_is_found(change: dict[str, Any]) -> None:
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(SETS["scorer"] | change, KUBERNETES, strict=True)
+    with pytest.raises(manifest_schemas.ValidationError):
+        manifest_schemas.validate(SETS["scorer"] | change, KUBERNETES, strict=True)
 
 
 @pytest.mark.parametrize(
@@ -519,7 +519,7 @@ def test_compose_has_kafka_work_with_one_node_and_topics_that_somebody_made() ->
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=NAMES)
 def test_kubernetes_manifests_fit_their_schemas(document: dict[str, Any]) -> None:
-    kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    manifest_schemas.validate(document, KUBERNETES, strict=True)
 
 
 def test_kubernetes_manifests_refer_to_what_is_there() -> None:

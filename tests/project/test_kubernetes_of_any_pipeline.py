@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
-import kubernetes_validate
+import manifest_schemas
 import pytest
 import yaml
 from certificates import Authority
@@ -57,7 +57,7 @@ def test_manifests_are_valid_and_run_what_there_is(tmp_path: Path, target: str) 
     target = project(tmp_path / "own") if target == "own" else target
     out, documents, pipeline = written(tmp_path, target)
     for document in documents:
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        manifest_schemas.validate(document, KUBERNETES, strict=True)
     assert dangling(documents, f"tidemill-{pipeline.name}") == []
     owners = {d["metadata"]["name"]: d for d in documents if "template" in d.get("spec", {})}
     learners = {f"learner-{model}".replace("_", "-") for model in pipeline.model_names}
@@ -232,7 +232,7 @@ def validate(document: dict[str, Any]) -> None:
     """Raise where a manifest does not fit Kubernetes' schema of its kind, or that of the operator whose it is."""
     schema = CRDS.get((document["kind"].lower(), document["apiVersion"].partition("/")[2]))
     if schema is None:
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        manifest_schemas.validate(document, KUBERNETES, strict=True)
     else:
         jsonschema.validate(document, schema)
 

@@ -30,6 +30,7 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", ["demo", "dev"])
 def test_every_requirement_is_locked_at_a_version_that_it_allows(extra: str) -> None:
     lock = (ROOT / "requirements" / f"{extra}.lock").read_text()

@@ -58,6 +58,7 @@ def test_what_is_wrong_in_the_file_is_one_line(folder: Path, content: bytes, wor
     assert "hushhush" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "value"),
     [
@@ -153,6 +154,7 @@ def test_a_secret_may_be_in_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert settings.load().kafka_password.get_secret_value() == "another"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -24,6 +24,7 @@ def signed(body: bytes, now: float, *secrets: str) -> dict[str, str]:
     return webhooks.signed_headers("n-1", body, [webhooks.secret_bytes(one) for one in secrets or (SECRET,)], now)
 
 
+@pytest.mark.slow
 @given(BODY, st.integers(1, 2**33))
 def test_a_signature_is_that_of_the_reference_and_is_verified(body: bytes, now: int) -> None:
     headers = signed(body, now)
@@ -55,6 +56,7 @@ def test_what_is_changed_anywhere_is_no_webhook(body: bytes, data: st.DataObject
         verify(headers, body, SECRET, now=1000)
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(st.sampled_from(["webhook-id", "Webhook-Timestamp", "webhook-signature"]), st.text()), st.binary()
 )

@@ -23,6 +23,7 @@ from tidemill.report.page import template_environment
 ODD = ["[a-z]{4}", "[/a-z]", "[bold]x[/bold]", ":smile:", "[link=http://x]y[/link]", r"\[x]", "[]", "[red]", "a[1:2]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", ["[a-z]{4}", "[/a-z]", "[red]x", ":x:"])
 def test_a_rules_pattern_keeps_its_brackets(pattern: str) -> None:
     pipeline = small.make(rules=[rules.matches("carrier", pattern)])

@@ -230,6 +230,7 @@ def _bucket(event: dict) -> str:
     return str(hash(event["carrier"]) % 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "is_hashed"),
     [
@@ -247,6 +248,7 @@ def test_a_function_that_is_another_in_each_process_is_named_by_check(function: 
     assert ("bucket: a function that calls hash()" in " ".join(pipeline_text(pipeline).split())) == is_hashed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", ["Way", "shop.Way", ["null", "Way"], ["shop.Way", "null"]])
 @pytest.mark.parametrize("name", [{"name": "Way"}, {"name": "shop.Way"}, {"name": "Way", "namespace": "shop"}])
 def test_a_field_whose_type_is_a_name_is_what_that_names(tmp_path: Path, reference: Any, name: dict[str, str]) -> None:

@@ -47,6 +47,7 @@ PRICES = st.decimals(min_value=-(10**7), max_value=10**7, places=2)
 SHORT = st.decimals(min_value=-(10**4), max_value=10**4, places=1)
 
 
+@pytest.mark.slow
 @given(
     st.fixed_dictionaries(
         {

@@ -241,6 +241,7 @@ BYTES = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @given(
     st.binary(max_size=5),
     st.none() | st.binary(max_size=5),
@@ -316,6 +317,7 @@ def test_a_name_that_is_in_an_object_twice_is_refused(text: str) -> None:
     assert refused.value.reason == "duplicate_field"
 
 
+@pytest.mark.slow
 @given(
     st.dictionaries(
         st.text(max_size=3), st.sampled_from(['":', '" :', "a:b", "", "\\", {"a": 1}, [{"a": 1}]]), max_size=4

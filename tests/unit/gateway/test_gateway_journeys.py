@@ -23,6 +23,7 @@ def shop():
         yield shop
 
 
+@pytest.mark.slow
 def test_an_example_is_like_the_latest_with_a_new_id(shop: Shop) -> None:
     shop.predict(event("a", NOW, origin="EWR"))
     shop.client.post("/v1/labels", json=label("a", NOW + 5))
@@ -34,6 +35,7 @@ def test_an_example_is_like_the_latest_with_a_new_id(shop: Shop) -> None:
     assert shop.predict(first["event"])["repeated"] is False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of_event", "of_label"),
     [(int, int), (int, str), (str, int)],

@@ -197,6 +197,7 @@ def test_a_few_odd_labels_are_noted_and_one_that_has_not_come_yet_is_not() -> No
     assert "note: 9 labels match no event: see that both streams name the same id" in backtest_text(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [-(2**63), small.HOUR - 1, 2**62])
 def test_the_label_of_an_event_that_is_refused_has_no_delay_and_is_not_of_nobody(at: int) -> None:
     """Its event may be dated millions of years ago: so late no label comes."""

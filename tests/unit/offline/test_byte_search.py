@@ -19,6 +19,7 @@ IDS = st.text(st.characters(codec="ascii", categories=("Lu", "Nd")), min_size=4,
 CODEC = Codec({"type": "record", "name": "R", "fields": [{"name": n, "type": "string"} for n in ("a", "b", "c")]})
 
 
+@pytest.mark.slow
 @given(IDS, st.text(max_size=70), st.text(max_size=70))
 def test_an_id_is_found_in_avro_json_keys_and_python_text(id_: str, before: str, after: str) -> None:
     search = ByteSearch([id_, "another id"])

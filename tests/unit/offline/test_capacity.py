@@ -56,6 +56,7 @@ def test_bytes_are_those_of_the_records(needed: Capacity) -> None:
             assert (one.kept_seconds, one.gigabytes) == (kept, pytest.approx(one.bytes * 1_000 * kept * 3 / 1e9))
 
 
+@pytest.mark.slow
 def test_every_service_and_every_learner_has_its_share(needed: Capacity) -> None:
     names = [service.name for service in needed.services]
     assert sorted(names) == sorted(

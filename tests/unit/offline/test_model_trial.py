@@ -114,7 +114,7 @@ def test_every_estimator_of_rivers_is_as_good_in_a_backtest_as_by_itself_or_is_r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", [2, 20, 60])
+@pytest.mark.parametrize("features", [2, 20, pytest.param(60, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kind", ["FMRegressor", "FFMRegressor", "FwFMRegressor"])
 def test_what_multiplies_features_is_tried_on_vectors_that_do_not_grow_with_their_number(
     kind: str, features: int

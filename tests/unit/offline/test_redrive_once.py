@@ -227,6 +227,7 @@ class TestThereAndBack:
             2 * n,
         )
 
+    @pytest.mark.slow
     def test_a_later_service_knows_the_attempt_as_well(self) -> None:
         broker, pipeline = new_broker(), replace(PLAIN, label_timeout="1h")
         label = {"flight_id": "a", "landed_at": 0, "arr_delay": 1.0}

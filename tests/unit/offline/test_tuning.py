@@ -145,6 +145,7 @@ class TestQuestions:
         with pytest.raises(SettingsError, match="no example of 'small' to tune on; 5 are of an earlier declaration"):
             SuccessiveHalving(replace(changed, search=searching(linear)), found, SearchOptions(1, math.inf, 1, 0))
 
+    @pytest.mark.slow
     @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=30), st.integers(0, 5))
     def test_each_is_asked_with_what_was_known_and_then_learned_in_order(self, times, delay: int) -> None:
         examples = [LabelledVector(at, (0, i), known, (), 0.0) for i, (at, known) in enumerate(times)]

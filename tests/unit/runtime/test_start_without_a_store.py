@@ -60,6 +60,7 @@ def test_every_service_is_asked_or_uses_kafka_alone() -> None:
     assert set(run.SERVICES) - set(USES) == {"joiner", "monitor", "notifier", "status", "gateway"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", USES)
 def test_a_first_start_without_its_store_is_refused_with_the_address(name: str, broker, away: Settings) -> None:
     with pytest.raises(StoreError) as refused:

@@ -98,6 +98,7 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("make", [number, category, flag])
 def test_a_function_cannot_change_the_event_that_others_are_asked_of(make: Any, change: str) -> None:
@@ -107,6 +108,7 @@ def test_a_function_cannot_change_the_event_that_others_are_asked_of(make: Any, 
     assert river == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_nor_can_a_rule_or_a_label_change_it(change: str) -> None:
     def alters(record: Any) -> float:

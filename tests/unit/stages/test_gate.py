@@ -288,6 +288,7 @@ class TestDecisions:
         assert back.examples - world.decisions[0].examples < GATE.watch
         assert back.evidence[0].difference > 0
 
+    @pytest.mark.slow
     def test_of_a_champion_that_collapses_the_last_good_version_serves(self) -> None:
         world = World(made(replace(GATE, automatic=False)))
         world.examples(2_500, linear=0.5)
@@ -297,6 +298,7 @@ class TestDecisions:
         assert back.champion == ModelRef("linear", 1_499), "of the middle of the last round that was good whole"
         assert back.examples <= 3_500
 
+    @pytest.mark.slow
     def test_where_the_last_good_version_is_gone_that_is_said_once(self) -> None:
         world = World(made(replace(GATE, automatic=False)), check=lambda _: "its artifact is gone")
         world.examples(2_000, linear=0.5)
@@ -305,6 +307,7 @@ class TestDecisions:
         assert world.kinds == ["refused"]
         assert "its artifact is gone" in world.decisions[0].why
 
+    @pytest.mark.slow
     def test_of_a_champion_that_never_did_better_who_served_before_takes_over(self) -> None:
         world = World(made(replace(GATE, automatic=False)))
         world.ask("promote", "third")
@@ -321,6 +324,7 @@ class TestDecisions:
         assert world.kinds == ["refused"]
         assert "nobody served before" in world.decisions[0].why
 
+    @pytest.mark.slow
     def test_a_better_one_is_not_promoted_from_questions_that_only_one_answered(self) -> None:
         world = World()
         world.examples(3_000, linear=0.2)
@@ -727,6 +731,7 @@ class TestTraining:
         world.ask("promote", "slow~200@400")
         assert [str(ref) for ref in world.run().standing.challengers] == ["linear", "slow", "third", "slow~200"]
 
+    @pytest.mark.slow
     def test_an_alert_begins_a_candidate_that_may_win(self) -> None:
         world = World(made(training=Training("slow", on=["drift"], examples=300, pause=1_000)))
         world.examples(800, linear=0.2, slow=0.1)
@@ -787,6 +792,7 @@ class TestRecords:
         sealed = decisions(PIPELINE, KEY)
         assert replace(sealed.decode(sealed.sign(self.DECISION, chain=CHAIN)), signature=UNSIGNED) == self.DECISION
 
+    @pytest.mark.slow
     def test_a_thousand_flipped_bits_are_a_thousand_refusals(self) -> None:
         sealed, rng = decisions(PIPELINE, KEY), random.Random(1)
         data = sealed.sign(self.DECISION, chain=CHAIN)

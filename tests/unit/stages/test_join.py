@@ -116,6 +116,7 @@ def test_every_record_ends_in_exactly_one_place(log: list, labels: list, seed: i
         assert labels[label][1] <= log[event][1] + TIMEOUT
 
 
+@pytest.mark.slow
 def test_state_is_flat_when_time_moves_on() -> None:
     seen = Seen()
     join = Join(TIMEOUT, seen.outcomes(), highest)

@@ -125,6 +125,7 @@ def test_what_others_hold_is_left_alone() -> None:
     assert isinstance(shared.inside[0], Node)
 
 
+@pytest.mark.slow
 def test_a_version_is_read_in_pieces_with_a_pause_before_each() -> None:
     model = {f"key {n}": [float(n), str(n)] for n in range(20_000)}
     data, pauses = snapshots.dump(model), []

@@ -246,6 +246,7 @@ def test_bytes_that_are_no_message_are_refused(body: bytes, reason: str) -> None
     assert refused.value.reason == reason
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60), st.booleans())
 @example(b"\x12\x02\x08\x01", True)
@@ -257,6 +258,7 @@ def test_any_bytes_are_a_record_or_a_reject(body: bytes, named: bool) -> None:
     assert CODEC.decode(message) == pytest.approx(record, nan_ok=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(EVENTS, st.data())
 def test_a_message_that_was_changed_is_a_record_or_a_reject(event: dict[str, Any], data: st.DataObject) -> None:

@@ -265,6 +265,7 @@ class TestTheFeed:
         step.swap()
         assert (step.champion.name, step.champion.version) == ("linear", 5)
 
+    @pytest.mark.slow
     def test_a_decision_is_not_lost_where_the_broker_is_away_when_it_comes(
         self, registry: Registry, broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
     ) -> None:

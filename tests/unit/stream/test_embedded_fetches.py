@@ -25,6 +25,7 @@ def waits(servers: str, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waits
 
 
+@pytest.mark.slow
 def test_the_embedded_broker_is_asked_often_because_it_answers_no_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     embedded = EmbeddedBroker()
     assert waits(embedded.servers, monkeypatch) == [EMBEDDED_FETCH_SECONDS] * 2

@@ -14,6 +14,7 @@ from tidemill.stream.origin import MAX_AHEAD_MS, ORIGIN, origin_of, plausible, w
 NOW = 1_800_000_000_000
 
 
+@pytest.mark.slow
 @given(st.integers(1, 10**15), st.none() | st.just([("a", b"1"), ("b", None)]))
 def test_the_origin_is_carried_before_all_other_headers(origin: int, headers: list | None) -> None:
     carried = with_origin(origin, headers)

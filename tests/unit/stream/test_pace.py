@@ -17,6 +17,7 @@ SECONDS = st.floats(0, 10, allow_nan=False)
 SHARES = st.floats(0.01, 1)
 
 
+@pytest.mark.slow
 @given(SECONDS, SHARES, st.lists(SECONDS))
 def test_records_gather_no_longer_than_the_delay_allows(max_delay: float, share: float, costs: list[float]) -> None:
     paced = Pace(max_delay, share)

@@ -97,6 +97,7 @@ def test_one_trace_leads_from_the_request_to_the_prediction_and_the_learned_labe
     assert {hop.name for hop in recorded.hops() if hop.trace == OTHER} == {"POST /v1/labels", "validate small.labels"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("headers", [None, UNSAMPLED, [("traceparent", b"00-0-0-1")]])
 def test_no_span_is_made_where_no_sampled_trace_came(headers: list | None, recorded: Recorded) -> None:
     memory = traced(recorded)
@@ -190,6 +191,7 @@ def test_a_rebuild_is_no_hop(recorded: Recorded) -> None:
     assert recorded.names() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "code"), [("/v1/predictions/none", 404), ("/v1/predictions/a?timeout_ms=x", 422)])
 def test_a_request_without_a_trace_begins_one_whatever_is_answered(recorded: Recorded, path: str, code: int) -> None:
     with Shop(small.make()) as shop:

@@ -56,6 +56,7 @@ def test_a_command_that_is_given_again_is_written_once(site: Site) -> None:
     assert len(written(site)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{"target": "slow@71"}, {"kind": "pin"}, {"why": "something else"}, {"steps": 2}, {"token": ADMINS_TOKEN}],

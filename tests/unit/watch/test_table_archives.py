@@ -89,6 +89,7 @@ class Run:
         return sorted(self.kind.rows(self.folder, topic)["offset"].to_pylist())
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_the_files_and_a_commit_says_how_far_it_goes(kind: Any, tmp_path: Path) -> None:
     run = Run(kind, tmp_path)
     for topic in (LOG, EXAMPLES):
@@ -132,6 +133,7 @@ def test_whatever_is_done_again_each_record_is_there_once(kind: Any, tmp_path: P
     assert run.offsets() == [r.offset() for r in records]
 
 
+@pytest.mark.slow
 def test_a_process_that_was_replaced_writes_nothing_twice(kind: Any, tmp_path: Path) -> None:
     records = [record(n) for n in range(60)]
     old, new = Run(kind, tmp_path), Run(kind, tmp_path)
@@ -145,6 +147,7 @@ def test_a_process_that_was_replaced_writes_nothing_twice(kind: Any, tmp_path: P
     assert new.offsets() == list(range(60))
 
 
+@pytest.mark.slow
 def test_of_two_that_write_at_the_same_moment_the_table_takes_one(kind: Any, tmp_path: Path) -> None:
     one, other = Run(kind, tmp_path), Run(kind, tmp_path)
     for run in (one, other):
@@ -158,6 +161,7 @@ def test_of_two_that_write_at_the_same_moment_the_table_takes_one(kind: Any, tmp
     assert one.offsets() == list(range(5))
 
 
+@pytest.mark.slow
 def test_a_file_that_was_not_committed_is_not_read(kind: Any, tmp_path: Path) -> None:
     run = Run(kind, tmp_path)
     run.start(SLOT, 0, [])
@@ -169,6 +173,7 @@ def test_a_file_that_was_not_committed_is_not_read(kind: Any, tmp_path: Path) ->
     assert [row["offset"] for row in rows] == list(range(5))
 
 
+@pytest.mark.slow
 def test_an_archive_that_cannot_be_written_stops_it_and_loses_nothing(kind: Any, tmp_path: Path, monkeypatch) -> None:
     run = Run(kind, tmp_path)
     run.start(SLOT, 0, [])
@@ -204,6 +209,7 @@ def test_a_backtest_from_the_archive_says_what_the_one_it_was_made_of_said(kind:
     assert (report.predictions, report.joined) == (expected.predictions, expected.joined)
 
 
+@pytest.mark.slow
 def test_a_field_that_is_new_is_a_column_that_older_rows_lack(kind: Any, tmp_path: Path) -> None:
     """The archive of a declaration before it had a model: its tables get that model's columns."""
     run = Run(kind, tmp_path)
