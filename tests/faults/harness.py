@@ -343,13 +343,15 @@ class River:
         place.write_text(json.dumps({"point": point, "skip": skip, "action": action}))
         os.kill(pid, signal.SIGUSR1)
 
-        def fired() -> bool:
-            return said.is_file() and len(said.read_text().splitlines()) > before
+        def fired() -> list[dict[str, Any]]:
+            """What it wrote when it was struck; of a write to Redis that a strike fell into it writes a line as well."""
+            lines = said.read_text().splitlines()[before:] if said.is_file() else []
+            return [one for one in map(json.loads, lines) if "fired" in one]
 
-        until(fired, f"{point} was not passed by {role}", FIRES_WITHIN)
+        until(lambda: bool(fired()), f"{point} was not passed by {role}", FIRES_WITHIN)
         until(lambda: gone(pid) if action == "kill" else stopped(pid), f"{action} of {role} did nothing", 10)
         fault.fired = True
-        fault.at = json.loads(said.read_text().splitlines()[before])["at"]
+        fault.at = fired()[0]["at"]
         if action == "kill":
             self.wait_back(fault)
         return fault
