@@ -75,6 +75,7 @@ def _create(declared: Pipeline, broker: KafkaBroker, replication: int, *, dry_ru
 
 def _apply(declared: Pipeline, broker: KafkaBroker, *, dry_run: bool, yes: bool) -> None:
     from tidemill.cli.text.declaration import setting_changes_text
+    from tidemill.cli.text.shared import count_of
     from tidemill.runtime import topic_settings
 
     changes = topic_settings.plan(declared, broker)
@@ -84,4 +85,4 @@ def _apply(declared: Pipeline, broker: KafkaBroker, *, dry_run: bool, yes: bool)
     if any(change.deletes for change in changes) and not yes:
         click.confirm("Kafka then deletes records, for good. Really?", abort=True)
     topic_settings.apply(broker, changes)
-    click.echo(f"changed {len(changes)} settings" if len(changes) > 1 else "changed 1 setting")
+    click.echo(f"changed {count_of(len(changes), 'setting')}")

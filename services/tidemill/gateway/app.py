@@ -195,7 +195,7 @@ async def _predict(request: Request) -> Response:
     try:
         timeout_ms = _wait.validate_python(request.query_params.get("timeout_ms", DEFAULT_WAIT_MS))
     except ValidationError as error:
-        raise RequestValidationError([{**one, "loc": ("query", "timeout_ms")} for one in error.errors()]) from None
+        raise _refused(error, "query", "timeout_ms") from None
     return await predict(request, request.app.state.parts, timeout_ms)
 
 
@@ -260,7 +260,7 @@ async def features(request: Request, gateway: FromApp) -> Response:
     try:
         asked = FeaturesRequest.model_validate_json(await body_of(request))
     except ValidationError as error:
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
+        raise _refused(error, "body") from None
     request.state.subject = " ".join(f"{entity}={id_}" for entity, ids in asked.entities.items() for id_ in ids)
     entities = sum(map(len, asked.entities.values()))
     if entities > GATEWAY_QUESTIONS.max:
@@ -462,6 +462,11 @@ def _json(answer: Answer | list[Answer], code: int = 200) -> Response:
 
 def _relayed(code: int, answer: bytes) -> Response:
     return Response(answer, code, {"Retry-After": "1"} if code in (429, 503) else None, "application/json")
+
+
+def _refused(error: ValidationError, *place: str) -> RequestValidationError:
+    """Return what FastAPI would have raised for this part of a request."""
+    return RequestValidationError([{**one, "loc": (*place, *one["loc"])} for one in error.errors()])
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
