@@ -175,15 +175,12 @@ def json_rows(data: bytes) -> list[bytes]:
 
     Raises ValueError where the text is in no encoding, or an array is broken. A line may be no JSON.
     """
-    try:
-        text = _text(data)
-        if text.lstrip().startswith("["):
-            return [item.encode("utf-8", "surrogatepass") for item in _items(text)]
-        if _goes_on(text.lstrip()):
-            _fail("can't be read: row 1 goes on over several lines: write a row a line, or all of them as one array")
-        return [line.encode("utf-8", "surrogatepass") for line in text.split("\n") if line.strip()]
-    except _UnreadableError as error:
-        raise ValueError(str(error)) from None
+    text = _text(data)
+    if text.lstrip().startswith("["):
+        return [item.encode("utf-8", "surrogatepass") for item in _items(text)]
+    if _goes_on(text.lstrip()):
+        _fail("can't be read: row 1 goes on over several lines: write a row a line, or all of them as one array")
+    return [line.encode("utf-8", "surrogatepass") for line in text.split("\n") if line.strip()]
 
 
 def _goes_on(text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tidemill.cli.shared import with_settings
+from tidemill.cli.shared import progress, with_settings
 from tidemill.errors import SettingsError
 
 _FILE = click.Path(path_type=Path)
@@ -92,7 +92,7 @@ def init(
         sources = [scaffold.of_topic(broker, name, records, url) for name in (topic, labels_topic) if name]
     else:
         sources = [scaffold.of_file(path) for path in (events_path, labels_path) if path]
-    made = scaffold.make(folder, sources, options, ask)
+    made = scaffold.make(folder, sources, options, ask, lambda: progress("checking", None))
     for note in made.notes:
         click.echo(f"- {note}")
     click.echo(_made(folder, made))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from tidemill.errors import SettingsError
@@ -12,6 +13,7 @@ from tidemill.offline.scaffold import columns, files
 from tidemill.offline.scaffold.example import example
 from tidemill.offline.scaffold.plan import Ask, Data, Options, Plan, clean_name, plan
 from tidemill.offline.scaffold.topic import of_topic
+from tidemill.stream.api import Progress
 
 __all__ = ["Ask", "Data", "Options", "Plan", "make", "of_file", "of_topic", "plan"]
 
@@ -22,10 +24,17 @@ def of_file(path: Path) -> Data:
     return Data(path.name, given, is_csv=columns.is_text_file(path))
 
 
-def make(folder: Path, sources: Sequence[Data], options: Options, ask: Ask | None = None) -> Plan:
+def make(
+    folder: Path,
+    sources: Sequence[Data],
+    options: Options,
+    ask: Ask | None = None,
+    shown: Callable[[], AbstractContextManager[Progress | None]] = nullcontext,
+) -> Plan:
     """Write a project of events, and of labels where they are apart, into a new folder; without any, an example.
 
-    Raises SettingsError, in one line, where something is not right or can't be known; then nothing is written.
+    `shown` opens what shows the progress, once nothing is asked any more. Raises SettingsError, in one line, where
+    something is not right or can't be known; then nothing is written.
     """
     name = clean_name(folder.resolve().name)
     if folder.exists():
@@ -39,7 +48,8 @@ def make(folder: Path, sources: Sequence[Data], options: Options, ask: Ask | Non
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".init-") as scratch:
         whole = Path(scratch) / folder.name
         whole.mkdir()
-        files.write(whole, made)
+        with shown() as progress:
+            files.write(whole, made, progress)
         shutil.rmtree(whole / "__pycache__", ignore_errors=True)
         whole.rename(folder)
     return made

@@ -38,9 +38,12 @@ _LEADING_ZERO = re.compile(r"[+-]?0\d+(\.\d*)?")
 #: Thousands set apart by commas; where there is neither a point nor a second comma, and no leading zero, it may be one.
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d+)?")
 _EITHER = re.compile(r"[+-]?[1-9]\d{0,2},\d{3}")
+_POINT_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+")
+_POINTS_AND_COMMA = re.compile(r"[+-]?([1-9]\d{0,2}(\.\d{3})+|\d+)(,\d+)?")
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 #: A sign at the end of each number of a column, or before it: of a currency or of a part.
 _PARTS = "%‰"
+_WITH_COMMAS = "its decimal commas are written as points"
 _INFINITY = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 _WHOLE = re.compile(r"[+-]?\d+")
 _FLAGS = ({"true", "false"}, {"t", "f"})
@@ -233,10 +236,20 @@ def is_text_file(path: Path) -> bool:
 def columns_of(given: Mapping[str, Sequence[Any]], *, is_csv: bool) -> list[Column]:
     """Return the columns, each with what it holds. A column's name is what a file's line of names says."""
     names = field_names(list(given))
-    return [
-        _of_texts(name, names[name], values) if is_csv else _of_values(name, names[name], values)
-        for name, values in given.items()
-    ]
+    make = _of_texts if is_csv else _of_values
+    columns = [make(name, names[name], values) for name, values in given.items()]
+    if any(column.note == _WITH_COMMAS for column in columns):  # then points set thousands apart, in the other columns
+        for at, column in enumerate(columns):
+            values = [rows.text_or_none(text, is_text_column=False) for text in given[column.name]]
+            dotted = [value for value in values if value and "." in value]
+            is_plain = column.kind == "float" and column.note != _WITH_COMMAS
+            if is_plain and dotted and all(map(_POINT_THOUSANDS.fullmatch, dotted)):
+                plain = [value and value.replace(".", "") for value in values]
+                kind = _number_kind({value for value in plain if value})
+                columns[at] = Column(
+                    column.name, column.field, kind, plain, note="its thousands are written without points"
+                )
+    return columns
 
 
 def _of_texts(name: str, field_name: str, texts: Sequence[str | None]) -> Column:
@@ -266,11 +279,14 @@ def _of_texts(name: str, field_name: str, texts: Sequence[str | None]) -> Column
         column = Column(name, field_name, _number_kind({v for v in plain if v}), plain)
         column.note = "its thousands are written without commas"
         return _of_numbers(column)
+    if with_comma and any("." in value for value in present) and all(map(_POINTS_AND_COMMA.fullmatch, present)):
+        points = [value and value.replace(".", "").replace(",", ".") for value in values]
+        return Column(name, field_name, "float", points, note=_WITH_COMMAS)
     if any(map(_DECIMAL_COMMA.fullmatch, present)) and all(
         _DECIMAL_COMMA.fullmatch(v) or (is_number(v) and not _LEADING_ZERO.fullmatch(v)) for v in present
     ):
         points = [value and value.replace(",", ".") for value in values]
-        return Column(name, field_name, "float", points, note="its decimal commas are written as points")
+        return Column(name, field_name, "float", points, note=_WITH_COMMAS)
     words = {value for value in present if not is_number(value)}
     if len(words) == 1 < MIN_NUMBERS < len(present) and not re.search(r"\d", word := words.pop()):
         column = _of_texts(name, field_name, [None if value == word else value for value in values])

@@ -12,11 +12,14 @@ from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.encoding import schema_files
 from tidemill.offline import history
+from tidemill.offline.file_check import check_files
 from tidemill.offline.scaffold import topic
 from tidemill.offline.scaffold.columns import quoted
 from tidemill.offline.scaffold.plan import SHRUNK_BY, WINDOWS, Part, Plan, typed
+from tidemill.offline.source import FileSource
 from tidemill.offline.suggest import profiles
 from tidemill.offline.suggest.core import Suggestion, refusals_text, suggest
+from tidemill.stream.api import Progress
 
 #: Suggested rules are learned from at least as many rows, and refuse at most this share of rows to come.
 MIN_RULE_ROWS, MAX_REFUSED_SHARE, MAX_REFUSED_SHARE_OF_FEW = 60, 0.001, 0.05
@@ -24,8 +27,8 @@ MIN_RULE_ROWS, MAX_REFUSED_SHARE, MAX_REFUSED_SHARE_OF_FEW = 60, 0.001, 0.05
 Parts = Sequence[Part]
 
 
-def write(folder: Path, plan: Plan) -> None:
-    """Write a project into a folder, which is made."""
+def write(folder: Path, plan: Plan, progress: Progress | None = None) -> None:
+    """Write a project into a folder, which is made. `progress` is called with rows as they are checked."""
     for name in ("schemas", "data"):
         (folder / name).mkdir(parents=True)
     for name, parts in (("event", plan.events), ("label", plan.labels)):
@@ -33,7 +36,7 @@ def write(folder: Path, plan: Plan) -> None:
         values = zip(*(part.values for part in parts), strict=True)
         records = [dict(zip((part.name for part in parts), row, strict=True)) for row in values]
         history.write(folder / "data" / f"{name}s.{plan.suffix}", records)
-    pipeline = folder / "pipeline.py"
+    pipeline, noted = folder / "pipeline.py", len(plan.notes)
     plan.topics = {stream: sample.topic for stream, sample in plan.samples.items()}
     pipeline.write_text(declaration(plan), encoding="utf-8")
     for stream, sample in plan.samples.items():
@@ -51,6 +54,8 @@ def write(folder: Path, plan: Plan) -> None:
     for argument, stream, name in (("rules", "events", "events"), ("label_rules", "labels", "labels")):
         rules[argument] = suggested(load(str(pipeline)), argument, stream, folder / "data" / f"{name}.{plan.suffix}")
     pipeline.write_text(declaration(plan, **rules), encoding="utf-8")
+    files_of = FileSource(*(folder / "data" / f"{name}.{plan.suffix}" for name in ("events", "labels")))
+    plan.notes[noted:noted] = check_files(load(str(pipeline)), files_of, progress).warnings
     for name, text in (
         ("test_pipeline.py", _filled("test_pipeline.py", plan)),
         ("README.md", _filled("README.md", plan)),

@@ -7,6 +7,7 @@ in an error that names the option.
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from tidemill.durations import duration, milliseconds, moment
 from tidemill.encoding import schema_files
 from tidemill.encoding.times import PER_SECOND
 from tidemill.errors import SettingsError
+from tidemill.limits import LARGEST_NUMBER
 from tidemill.offline.scaffold.columns import (
     EPOCH,
     ISO,
@@ -74,6 +76,7 @@ _LABELS = {
     *("label", "target", "y", "class", "outcome", "fraud", "is_fraud", "churn", "churned", "survived", "response"),
     *("default", "ground_truth", "truth"),
 }
+_TIMES = {"time", "date", "datetime", "timestamp", "ts", "epoch", "created", "unixtime", "datum", "at"}
 _LABEL_WORDS = ("label", "target", "is", "was")
 _TRUE = {
     *("true", "t", "yes", "y", "1", "1.0", "ja", "oui", "si", "pos", "positive", "bad", "fraud", "spam", "churn"),
@@ -121,6 +124,10 @@ class Data:
             column.declared = self.sample.types().get(column.name) if self.sample and not column.is_renamed else None
         if not self.columns or not self.rows:
             raise SettingsError(f"{self.name} has no rows: give a file with a line of names and some rows")
+        if self.is_csv and len(self.columns) == 1 and re.search(r"[^\w.]", name := self.columns[0].name.strip()):
+            raise SettingsError(
+                f"{self.name} has one column, {name[:60]!r}: see that its values are separated by one of , ; | or tab"
+            )
 
     @property
     def rows(self) -> int:
@@ -266,6 +273,8 @@ class _Planner:
         for data in filter(None, (self.events, self.labels)):
             renamed = [f"{c.name!r} is {c.field}" for c in data.columns if c.is_renamed]
             self.note_all(f"{data.name}: names that Avro has not", renamed)
+            values = [repr(c.name) for c in data.columns if data.is_csv and _VALUE.match(c.name)]
+            self.note_all(f"{data.name}: the first line is taken for one of names, and holds values", values)
             for column in data.columns:
                 if column.note:
                     self.note(f"{data.name}: {column.name!r}: {column.note}")
@@ -293,6 +302,8 @@ class _Planner:
         likely = [c for c in data.columns if c.kind not in ("nested", "time")]
         named = [c for c in likely if "_".join(words_of(c.name)) in _LABELS]
         named = named or [c for c in likely[-1:] if words_of(c.name)[:1] and words_of(c.name)[0] in _LABEL_WORDS]
+        if named:  # of `label_a` and `label_b` either may be meant
+            named += [c for c in likely if c not in named and words_of(c.name)[:1] in (["label"], ["target"])]
         if self.labels is not None:
             shared = {c.name for c in self.events.columns}
             others = [c for c in likely if c.name not in shared and not c.told and not _IDS.search(_plain(c))]
@@ -343,15 +354,26 @@ class _Planner:
             return None
         dated = [c for c in whole if c.kind == "time"] or [c for c in whole if c.told in PER_SECOND] or whole
         if len(dated) > 1:
+            dated = _not_cut(dated)
             sure = [c for c in dated if c.told]
             by_row = list(zip(*(c.millis for c in sure), strict=True))
             first = [c for i, c in enumerate(sure) if all(row[i] == min(row) for row in by_row)]
             dated = first[:1] if len(sure) == len(dated) and first else dated
         if len(dated) == 1:
             self.note(f"the time of an event is {dated[0].name!r} (--time)")
+            self._note_times_of_day(dated[0])
             return dated[0]
         answer = self.choose("time", "which column is the time of an event?", [*(c.name for c in dated), "none"])
         return None if answer == "none" else self.events.column("time", answer)
+
+    def _note_times_of_day(self, day: Column) -> None:
+        if day.told and not any(ms is not None and ms % 86_400_000 for ms in day.millis):
+            apart = [
+                repr(c.name)
+                for c in self.events.columns
+                if c.kind == "text" and all(_TIME_OF_DAY.fullmatch(str(value).strip()) for value in c.counts)
+            ]
+            self.note_all(f"{day.name!r} is a day; its time of day is not read, from", apart)
 
     def _times_by_row(self) -> list[int]:
         step = 60_000 if self.events.rows <= MAX_ROWS_BY_MINUTE else 1_000
@@ -359,6 +381,16 @@ class _Planner:
             f"{self.events.name} has no time: its rows are taken to come in order, one a "
             f"{'minute' if step == 60_000 else 'second'} from 2024-01-01 on (--time)"
         )
+        for column in self.events.columns if self.options.time != "none" else ():
+            if (set(words_of(column.name)[-1:]) & _TIMES) and not _is_time(column) and not column.note:
+                if column.kind in ("int", "float"):
+                    between = (
+                        f"numbers, from {min(column.numbers):.16g} to {max(column.numbers):.16g}, do not all count"
+                    )
+                    self.note(f"{column.name!r} is no time: its {between} seconds, or parts of them, since 1970")
+                elif column.kind == "text":
+                    example = min(column.counts, key=len)[:40]
+                    self.note(f"{column.name!r} is no time: its texts, as {example!r}, are of no form that is known")
         return [FIRST_ROW_TIME_MS + number * step for number in range(self.events.rows)]
 
     def _read_times(self, option: str, column: Column) -> None:
@@ -492,6 +524,8 @@ class _Planner:
                 and all(ms is None or at <= ms for at, ms in zip(millis, c.millis, strict=True))
                 and any(ms is not None and at < ms for at, ms in zip(millis, c.millis, strict=True))
             ]
+        likely = _not_cut([time, *likely] if time is not None and data is self.events else likely)
+        likely = [c for c in likely if c is not time]
         if not likely:
             return None
         if len(likely) > 1:
@@ -518,6 +552,14 @@ class _Planner:
             return
         made.label = label.field
         values, rows = label.counts, label.counts.total()
+        alike = Counter(" ".join(str(value).split()).casefold() for value in values) if label.kind == "text" else {}
+        self.note_all(
+            f"values of {label.name!r} that differ in blanks or case alone, and are classes of their own",
+            [repr(value) for value in values if alike and alike[" ".join(str(value).split()).casefold()] > 1],
+        )
+        if self.labels is None:
+            same = [repr(c.name) for c in self.events.columns if c is not label and _says_the_same(c, label)]
+            self.note_all("these say the label in every row; leave out what is not known when the event comes", same)
         is_number = label.kind in ("int", "float")
         if not asked:
             asked = self._task_of(label, len(values), rows)
@@ -529,7 +571,7 @@ class _Planner:
             if not is_number:
                 raise SettingsError(f"--task regression: {label.name!r} has {_values_of(label)}: expected numbers")
             made.value = quoted(label.field)
-            finite = [number for number in label.numbers if abs(number) <= 1e15]
+            finite = [number for number in label.numbers if abs(number) <= LARGEST_NUMBER]
             made.prior = float(f"{mean(finite) if finite else 0.0:.4g}")
         else:
             made.value = (
@@ -539,7 +581,7 @@ class _Planner:
             )
 
     def _task_of(self, label: Column, distinct: int, rows: int) -> str:
-        if label.kind == "flag" or distinct == 2:
+        if label.kind == "flag" or distinct == 2 or {str(value) for value in label.counts} <= {"0", "1"}:
             return "binary"
         if label.kind in ("int", "float"):
             few = distinct <= MAX_NUMBER_CLASSES and rows >= MIN_ROWS_OF_NUMBER_CLASS * distinct
@@ -602,8 +644,11 @@ class _Planner:
         for column in data.columns:
             if column in (id_, time) or column in apart:
                 continue
-            if column.kind in ("nested", "empty"):
-                what = "lists or objects" if column.kind == "nested" else "no value in any row"
+            is_beyond = column.kind == "float" and _is_beyond(column)
+            if column.kind in ("nested", "empty") or (is_beyond and not data.sample):
+                what = {"nested": _kind_of(column), "empty": "no value in any row"}.get(
+                    column.kind, f"most of its numbers lie beyond {LARGEST_NUMBER:g}"
+                )
                 if data.sample and not data.sample.schema and not column.is_renamed:  # JSON of its topic has it
                     made.left_out[column.field] = what
                     made.events.append(Part(column.field, json_type(column.values, column.field), column.values))
@@ -744,6 +789,8 @@ class _Planner:
             elif column.kind in ("int", "float") and not is_code:
                 if column.kind == "int" and (column is entity or (column.is_unique and _IDS.search(_plain(column)))):
                     made.left_out[column.field] = "an id"
+                elif column.kind == "int" and any(abs(number) > LARGEST_NUMBER for number in column.numbers):
+                    made.left_out[column.field] = f"whole numbers beyond {LARGEST_NUMBER:g}, which are names"
                 else:
                     made.numbers.append(column.field)
             elif column.kind == "flag":
@@ -795,9 +842,51 @@ MAX_NOTED = 8
 PLAIN_AVRO = ("string", "boolean", "int", "long", "float", "double", "enum")
 
 
+def _is_beyond(column: Column) -> bool:
+    """Whether most of a column's numbers are such that the validator would refuse their events."""
+    return 2 * sum(not abs(number) <= LARGEST_NUMBER for number in column.numbers) > len(column.numbers)
+
+
+def _kind_of(column: Column) -> str:
+    """Return what values are that no field of a plain type has."""
+    plain = {bytes: "bytes", dt.timedelta: "durations"}
+    return plain.get(next((type(v) for v in column.values if v is not None), list), "lists or objects")
+
+
+def _says_the_same(column: Column, label: Column) -> bool:
+    """Whether each value of a column is there with one value of the label, and the other way round."""
+    pairs = set(zip(map(str, column.values), map(str, label.values), strict=True))
+    return len(column.counts) == len(label.counts) == len(pairs) > 1 and len(pairs) * 2 <= len(label.values)
+
+
 def _checked(ms: int) -> int:
     iso_text(ms)  # OverflowError beyond the years that a calendar has
     return ms
+
+
+def _not_cut(columns: Sequence[Column]) -> list[Column]:
+    """Leave out what is the day, month or year of another column in every row: it says no time of its own."""
+    days = {c.name: [ms is not None and iso_text(ms)[:10] for ms in c.millis] for c in columns if c.told}
+
+    def is_cut(one: Column, other: Column) -> bool:
+        if one is other or not one.told or not other.told or one.millis == other.millis:
+            return False
+        size = next((size for size, rest in _CUTS.items() if all(iso.endswith(rest) for iso in texts(one))), 0)
+        return size > 0 and [day and day[:size] for day in days[one.name]] == [
+            day and day[:size] for day in days[other.name]
+        ]
+
+    def texts(column: Column) -> list[str]:
+        return [iso_text(ms) for ms in column.millis if ms is not None]
+
+    return [one for one in columns if not any(is_cut(one, other) for other in columns)]
+
+
+#: What the text of a time that was cut to the year, month or day ends in, by how much of it is left.
+_CUTS = {4: "-01-01T00:00:00Z", 7: "-01T00:00:00Z", 10: "T00:00:00Z"}
+#: A name that is a value: a number with a fraction, or a day.
+_VALUE = re.compile(r"[+-]?\d+\.\d+(e[+-]?\d+)?$|\d{4}-\d\d-\d\d", re.IGNORECASE)
+_TIME_OF_DAY = re.compile(r"\d{1,2}:\d\d(:\d\d(\.\d+)?)?")
 
 
 def _is_time(column: Column) -> bool:
