@@ -147,6 +147,8 @@ class Tokens:
 
     def __init__(self, holders: Mapping[str, Holder]) -> None:
         self._holders = dict(holders)
+        #: Hashes of tokens that came, and are fit to be used.
+        self._fit: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self._holders)
@@ -158,10 +160,12 @@ class Tokens:
 
     def holder(self, token: str) -> Holder | None:
         """Return who holds a token; None where nobody does, or where it could be guessed."""
-        if weakness(token):
-            return None
         digest, holder = token_hash(token), None
         for known, one in self._holders.items():
             if hmac.compare_digest(known, digest):
                 holder = one  # and go on: how long it takes does not depend on which it is
+        if holder is not None and digest not in self._fit:
+            if weakness(token):
+                return None
+            self._fit.add(digest)
         return holder

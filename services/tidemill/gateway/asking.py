@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from fastapi import HTTPException
@@ -45,6 +45,7 @@ WRITTEN_SECONDS = 5.0
 Answer = dict[str, Any]
 Found = TypeVar("Found")
 _BEHIND = {"Retry-After": "1"}
+_records, _unanswered = cache(GATEWAY_RECORDS.labels), GATEWAY_UNANSWERED.labels("gateway")
 
 
 @dataclass
@@ -104,7 +105,7 @@ class Gateway:
     def check_behind(self) -> None:
         """Raise HTTPException where so much is unanswered that no more should be asked."""
         is_behind = self.river.is_behind()
-        GATEWAY_UNANSWERED.labels("gateway").set(len(self.river.unanswered))
+        _unanswered.set(len(self.river.unanswered))
         if is_behind:
             raise HTTPException(503, "the river is behind: too many events wait for their prediction", _BEHIND)
 
@@ -227,7 +228,7 @@ class Gateway:
 
 def count(stream: str, answer: Answer) -> Answer:
     """Count what became of a record; returns it."""
-    GATEWAY_RECORDS.labels(stream, answer["state"]).inc()
+    _records(stream, answer["state"]).inc()
     return answer
 
 

@@ -4,7 +4,7 @@ writes  <pipeline>.events and <pipeline>.labels, as any producer
 reads   <pipeline>.predictions, .dlq and .events, all partitions, without a group: first their latest records, so that a
         gateway that starts again knows which ids were sent and predicted, then whatever comes
 
-Its state is touched by the event loop's thread alone. Two threads hand in what was read and what was written.
+Its state is touched by the event loop's thread alone. One more thread reads, and hands in what it has read.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ FORGOTTEN_SECONDS = 60.0
 #: What was sent is read in parts: an own event is known before, and another gateway's matters until it is predicted.
 #: To fetch each by itself would cost the broker as much again as its prediction.
 EVENTS_SECONDS = 0.1
+#: How often it asks what was written, while something is under way: of many a thread would hear one by one.
+WRITTEN_SECONDS = 0.003
 #: How long it waits before it reads again, after Kafka refused.
 AGAIN_SECONDS = 1.0
 #: How often it looks whether topics are as declared, and have got more partitions.
@@ -93,16 +95,15 @@ class River:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waits_end = False
         self._ending = threading.Event()
-        self._threads = [
-            threading.Thread(target=target, name=name, daemon=True)
-            for name, target in (("reading", self._read), ("written", self._serve_deliveries))
-        ]
+        self._thread = threading.Thread(target=self._read, name="reading", daemon=True)
+        self._under_way = 0
+        self._asking: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Start reading; called in the event loop's thread."""
         self._loop = asyncio.get_running_loop()
-        for thread in self._threads:
-            thread.start()
+        self._thread.start()
+        self._ask_what_is_written()
 
     def end_waits(self, seconds: float) -> None:
         """Have nobody wait longer than so many seconds from now on, so that all are answered before the end."""
@@ -117,8 +118,7 @@ class River:
     def stop(self) -> None:
         """Stop reading, and wait until all that was sent is written."""
         self._ending.set()
-        for thread in self._threads:
-            thread.join(5.0)
+        self._thread.join(5.0)
         try:
             self.sender.flush()
         except BrokerError as error:
@@ -143,15 +143,31 @@ class River:
 
     def send(self, topic: str, record: Checked, headers: Headers) -> asyncio.Future[str] | None:
         """Send a record; returns what has "" once it is written, or why it is not; None while the queue is full."""
-        written: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        written: asyncio.Future[str] = loop.create_future()
 
         def delivered(why: str) -> None:
             self._delivered.append((record.id if topic in self._topics else "", written, why))
 
-        return written if self.sender.try_send(topic, record.data, record.key, headers, delivered) else None
+        if not self.sender.try_send(topic, record.data, record.key, headers, delivered):
+            return None
+        self._under_way += 1
+        if self._under_way == 1 and self._asking:
+            self._asking.cancel()
+            self._asking = loop.call_later(WRITTEN_SECONDS, self._ask_what_is_written)
+        return written
+
+    def _ask_what_is_written(self) -> None:
+        """Ask the client what was written, and again soon while something is under way."""
+        self.sender.poll()
+        self._take_deliveries()
+        if not self._ending.is_set():
+            seconds = WRITTEN_SECONDS if self._under_way else READ_SECONDS
+            self._asking = asyncio.get_running_loop().call_later(seconds, self._ask_what_is_written)
 
     def _take_deliveries(self) -> None:
         while self._delivered:
+            self._under_way -= 1
             event_id, written, why = self._delivered.popleft()
             if not written.done():
                 written.set_result(why)
@@ -165,14 +181,15 @@ class River:
         """Return what became of an event, waiting at most so long; None where nothing was heard."""
         event = self.events.get(event_id)
         if seconds > 0 and not self._waits_end and (event is None or not (event.prediction or event.letter)):
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            waiter: asyncio.Future[None] = loop.create_future()
             waiters = self._waiters.setdefault(event_id, [])
             waiters.append(waiter)
+            patience = loop.call_later(seconds, _wake, waiter)  # wait_for would take another turn of the loop
             try:
-                await asyncio.wait_for(waiter, seconds)
-            except TimeoutError:
-                pass
+                await waiter
             finally:
+                patience.cancel()
                 waiters.remove(waiter)
                 if not waiters:
                     self._waiters.pop(event_id, None)
@@ -243,20 +260,13 @@ class River:
 
     def _wake_waiters(self, event_id: str) -> None:
         for waiter in self._waiters.get(event_id, ()):
-            if not waiter.done():
-                waiter.set_result(None)
+            _wake(waiter)
 
     def _call(self, function: Callable[..., object], *arguments: object) -> None:
         """Have the event loop's thread call a function; not before it has begun, nor once it has ended."""
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(function, *arguments)
-
-    def _serve_deliveries(self) -> None:
-        while not self._ending.is_set():
-            self.sender.poll(READ_SECONDS)
-            if self._delivered:
-                self._call(self._take_deliveries)
 
     def _read(self) -> None:
         while not self._ending.is_set():
@@ -314,6 +324,11 @@ class River:
                 self._call(self.take, batch)
             ends |= {partition: end for partition, (_, end) in ranges.items()}
         return ends
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def is_repeat(letter: DeadLetter, pipeline: Pipeline) -> bool:
