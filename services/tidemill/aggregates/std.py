@@ -42,8 +42,8 @@ class Deviations(Column):
         return [cell[0], to_json(cell[1]), to_json(cell[2])] if cell[0] else None
 
     def load(self, stored: list[float | str]) -> Cell:
-        n, mean, squares = map(from_json, stored)
-        return (n, mean, squares)
+        n, mean, squares = stored
+        return (from_json(n), from_json(mean), from_json(squares))
 
 
 def std(over: str, *windows: str) -> list[Aggregate]:

@@ -86,6 +86,7 @@ class Store:
 
         `only`: the names of the views that are asked; by default all of them.
         """
+        entities = {entity: tuple(dict.fromkeys(ids)) for entity, ids in entities.items()}  # each is read once
         views = {entity: [view for view in self.pipeline.views if view.entity == entity] for entity in entities}
         if unknown := [entity for entity, its in views.items() if not its]:
             known = ", ".join(dict.fromkeys(view.entity for view in self.pipeline.views)) or "none at all"

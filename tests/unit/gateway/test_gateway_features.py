@@ -44,6 +44,19 @@ def test_many_entities_of_several_kinds_are_read_in_one_round_trip(shop: Shop) -
         assert row["views"][0]["stale"] is not stored.whole
 
 
+def test_an_entity_that_is_named_twice_is_read_and_answered_once(shop: Shop) -> None:
+    wanted, read = [], shop.store._store.read
+    shop.store._store.read = lambda *asked: wanted.append(asked[0]) or read(*asked)
+    asked = {"entities": {"origin": ["JFK", "EWR", "JFK", "JFK"], "dest": ["LAX", "LAX"]}, "at": NOW}
+    rows = shop.client.post("/v1/features", json=asked).json()
+    assert [(row["entity"], row["entity_id"]) for row in rows] == [
+        ("origin", "JFK"),
+        ("origin", "EWR"),
+        ("dest", "LAX"),
+    ]
+    assert {view: sorted(ids) for view, ids in wanted[0].items()} == {"origin": ["EWR", "JFK"], "dest": ["LAX"]}
+
+
 def test_as_of_now_windows_have_moved_on_and_as_of_the_latest_event_they_have_not(shop: Shop) -> None:
     def of(at: object) -> dict:
         (row,) = shop.client.post("/v1/features", json={"entities": {"origin": ["JFK"]}, "at": at}).json()
