@@ -20,7 +20,7 @@ import narwhals as nw
 from tidemill.declare.load import load
 from tidemill.declare.pipeline import Pipeline
 from tidemill.durations import milliseconds
-from tidemill.encoding.python_schemas import as_dict, is_declaration
+from tidemill.encoding.python_schemas import as_plain, is_declaration
 from tidemill.errors import SettingsError
 from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.history import Frame
@@ -384,7 +384,7 @@ def _data(given: Data, name: str) -> Path | Frame:
     if isinstance(given, (str, Path)):
         return Path(given)
     if isinstance(given, (list, tuple)) and all(map(_is_row, given)):
-        rows = [row if isinstance(row, Mapping) else as_dict(row) for row in given]
+        rows = [as_plain(row) for row in given]
         names = dict.fromkeys(column for row in rows for column in row)
         return Frame(name, {str(column): [row.get(column) for row in rows] for column in names})
     try:

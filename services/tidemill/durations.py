@@ -51,8 +51,10 @@ def approximate(ms: int) -> str:
     return f"{number:,.0f}{unit}" if abs(number) >= 1_000 else f"{number:.3g}{unit}"
 
 
-def moment(text: str, per_second: int = 1_000) -> int:
+def moment(text: str | dt.date, per_second: int = 1_000) -> int:
     """Return an ISO 8601 time in ms since the epoch, or in other parts of a second; UTC where it has no zone.
+
+    A date or a datetime of Python's is taken as well.
 
     Finer fractions are cut.
 
@@ -61,9 +63,10 @@ def moment(text: str, per_second: int = 1_000) -> int:
 
     Raises ValueError for anything else.
     """
+    text = text.isoformat() if isinstance(text, dt.date) else text
     try:
         time = dt.datetime.fromisoformat(text.strip())
-    except ValueError:
+    except (AttributeError, TypeError, ValueError):
         raise ValueError(f"{text!r} is no time: expected ISO 8601, as in 2013-01-31 or 2013-01-31T18:00Z") from None
     if time.tzinfo is None:
         time = time.replace(tzinfo=dt.UTC)

@@ -194,7 +194,7 @@ class Aggregate:
     parts
         The aggregates that it is made of, if it is: their fields are checked, each by its own `text`.
 
-    Raises ValueError where `window` is no duration.
+    Raises ValueError where `field` is no text, or `window` no duration.
     """
 
     kind: str
@@ -208,6 +208,8 @@ class Aggregate:
     parts: tuple[Aggregate, ...] = ()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.field, str):
+            raise ValueError(f"{self.kind}: {self.field!r} where the name of a field was expected")
         milliseconds(self.window)
 
     @property

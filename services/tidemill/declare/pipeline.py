@@ -199,6 +199,13 @@ class Pipeline:
         self.events.check_key("events", fail)
         self.labels.check("labels", fail)
         self.labels.check_value("labels", self.kind.label_type, fail)
+        if self.events.value and self.events.value != self.labels.value:  # one stream may be both
+            fail("events.value", f"{self.events.value!r}: labels have a value, not events; move it there")
+        if self.labels.key and self.labels.key != self.events.key:
+            fail(
+                "labels.key",
+                f"{self.labels.key!r}: events have a key, not labels, which meet them by id; move it there",
+            )
         if self.events.corrections:
             fail("events.corrections", f"{self.events.corrections!r}: labels are corrected, not events; move it there")
         for stream, topic in self.raw_topics.items():

@@ -32,7 +32,7 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 #: What a field may be, as errors say it.
 EXPECTED = (
     "int, float, str, bool, bytes, datetime, date, time, UUID, Annotated[Decimal, (precision, scale)], an Enum or "
-    "Literal of texts, list[T], dict[str, T], T | None, or another such class"
+    "Literal of texts or of whole numbers, list[T], dict[str, T], T | None, or another such class"
 )
 _TYPES: Mapping[Any, Any] = {
     bool: "boolean",
@@ -91,6 +91,17 @@ def as_dict(record: Any) -> dict[str, Any]:
         return {name: getattr(record, name) for name in names}
     values: dict[str, Any] = record.model_dump()
     return values
+
+
+def as_plain(value: Any) -> Any:
+    """Return a value as rows have it: instances as mappings, members of an Enum as their values, at any depth."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if is_declaration(type(value)):
+        value = as_dict(value)
+    if isinstance(value, Mapping):
+        return {name: as_plain(one) for name, one in value.items()}
+    return [as_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _class_of(given: Any) -> Any:
@@ -215,11 +226,13 @@ class _Derivation:
         if getattr(given, "__name__", "") in _PYDANTIC_DATES:
             given = dt.date
         if isinstance(given, type) and issubclass(given, enum.Enum):
+            if _are_whole(members := [member.value for member in given]):
+                return "long"
             name = self._full_name(given, path)
             if name in self.named:
                 return self._reference(name, given, path)
             self.named[name] = given
-            return self._enum(name, [member.value for member in given], given, path)
+            return self._enum(name, members, given, path)
         if is_declaration(given) and not isinstance(given, Mapping):
             return self.record(given, path)
         try:
@@ -234,9 +247,13 @@ class _Derivation:
         inner = self.type(others[0], path, literal, metadata)
         return inner if isinstance(inner, list) else ["null", inner]
 
-    def _enum(self, name: str, symbols: Sequence[Any], given: Any, path: str) -> dict[str, Any]:
+    def _enum(self, name: str, values: Sequence[Any], given: Any, path: str) -> Any:
+        """Return the enum of these values; of whole numbers, which Avro has no enum of, the whole number."""
+        symbols = [as_plain(value) for value in values]
         if not symbols:
             raise ValueError(f"{_where(path)}{_shown(given)} has no members")
+        if _are_whole(symbols):
+            return "long"
         for symbol in symbols:
             if not isinstance(symbol, str) or not _NAME.fullmatch(symbol):
                 raise ValueError(
@@ -244,6 +261,10 @@ class _Derivation:
                     f"letters, digits and _, a letter first): use str, and the rule one_of"
                 )
         return {"type": "enum", "name": name, "symbols": [str.__str__(symbol) for symbol in symbols]}
+
+
+def _are_whole(values: Sequence[Any]) -> bool:
+    return bool(values) and all(type(value) is int for value in values)
 
 
 def _fields(given: Any) -> Iterator[_Field]:
@@ -397,7 +418,7 @@ def _as_json(value: Any, kind: str, logical: str, avro: Any, path: str, named: M
     if logical == "uuid":
         return str(value) if isinstance(value, uuid.UUID) else _wrong()
     if kind == "enum":
-        symbol = value.value if isinstance(value, enum.Enum) else value
+        symbol = as_plain(value)
         return str.__str__(symbol) if symbol in avro["symbols"] else _wrong()
     if kind == "array":
         return [
@@ -416,6 +437,7 @@ def _as_json(value: Any, kind: str, logical: str, avro: Any, path: str, named: M
         number = float(value) if type(value) in (int, float) else _wrong()
         return number if abs(number) < float("inf") else _wrong()
     expected = {"boolean": bool, "long": int, "string": str}[kind]
+    value = as_plain(value)
     return value if type(value) is expected else _wrong()
 
 

@@ -89,6 +89,12 @@ class Rule:
     also: tuple[str, ...] = ()
     memory: Callable[[], Memory] | None = dataclasses.field(default=None, compare=False, repr=False)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.field, str):
+            raise ValueError(f"{self.name}: {self.field!r} where the name of a field was expected")
+        if not isinstance(self.warn, bool):
+            raise ValueError(f"{self.name}({self.field!r}): warn={self.warn!r} where True or False was expected")
+
     @cached_property
     def passes(self) -> Callable[[Any], Any]:
         """The condition as a function of a value that is not None; for rules that look at one value alone."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Number
+
 from tidemill.rules.base import NUMBERS, Rule
 
 
@@ -14,6 +16,8 @@ def between(field: str, low: float, high: float, *, warn: bool = False) -> Rule:
     >>> try_rule(between("hour", 0, 23), {"hour": 0}, {"hour": 23}, {"hour": 77}, {"hour": None})
     [True, True, False, True]
     """
+    if not isinstance(low, Number) or not isinstance(high, Number):
+        raise ValueError(f"between({field!r}, {low!r}, {high!r}): both ends are numbers")
     if not low <= high:
         raise ValueError(f"between({field!r}, {low!r}, {high!r}): the low end must not be above the high end")
     return Rule(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 from tidemill.durations import moment
 from tidemill.rules.base import NUMBERS, Rule
 
 
-def not_before(field: str, earliest: str, *, warn: bool = False) -> Rule:
+def not_before(field: str, earliest: str | dt.date, *, warn: bool = False) -> Rule:
     """A time in milliseconds since the epoch that is not before `earliest`, an ISO date or time (UTC unless it says).
 
     Examples

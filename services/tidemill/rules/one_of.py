@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
 from typing import Any
 
 from tidemill.rules.base import NUMBERS, TEXTS, Rule
@@ -13,6 +14,8 @@ MAX_SHOWN_VALUES = 20
 def one_of(field: str, values: Iterable[Any], *, warn: bool = False) -> Rule:
     """The value is one of `values`, which are all texts, all numbers or all true and false, as the field is.
 
+    An Enum stands for its values.
+
     Examples
     --------
     >>> from tidemill.testing import try_rule
@@ -21,7 +24,10 @@ def one_of(field: str, values: Iterable[Any], *, warn: bool = False) -> Rule:
     """
     if isinstance(values, str):
         raise ValueError(f"one_of({field!r}, {values!r}): give a list of values; a text would be one of its letters")
-    allowed = frozenset(values)
+    try:
+        allowed = frozenset(value.value if isinstance(value, Enum) else value for value in values)
+    except TypeError:
+        raise ValueError(f"one_of({field!r}, {values!r}): give a list of texts, numbers, or true and false") from None
     if not allowed:
         raise ValueError(f"one_of({field!r}): give at least one allowed value")
     shown = ", ".join(map(str, sorted(allowed, key=str)[:MAX_SHOWN_VALUES])) + (

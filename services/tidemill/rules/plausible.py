@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
+
 from tidemill.durations import moment
 from tidemill.rules.base import NUMBERS, SECONDS_AS_MILLIS, Rule
 
 
-def plausible(field: str, earliest: str, latest: str, *, warn: bool = False) -> Rule:
+def plausible(field: str, earliest: str | dt.date, latest: str | dt.date, *, warn: bool = False) -> Rule:
     """A time in milliseconds since the epoch from `earliest` to `latest`, ISO dates or times: the unit is right.
 
     Every stream whose time is a plain number, or in micros or nanos, has one, from 1971 to 2100, unless it declares its

@@ -179,6 +179,8 @@ SCALARS: list[tuple[Any, st.SearchStrategy[Any]]] = [
     (uuid.UUID, st.uuids()),
     (Size, st.sampled_from([size.value for size in Size])),
     (Literal["a", "b_1"], st.sampled_from(["a", "b_1"])),
+    (Literal[Size.SMALL, Size.LARGE], st.sampled_from([size.value for size in Size])),
+    (Literal[1, 2], st.sampled_from([1, 2])),
     (Annotated[Decimal, (12, 3)], st.decimals(-(10**9) + 1, 10**9 - 1, places=3)),
     (
         dt.datetime,
@@ -364,6 +366,16 @@ def made(type_: Any, **more: Any) -> Any:
     return make_dataclass("Event", [("x", type_, field(**more))])
 
 
+class Level(enum.IntEnum):
+    LOW = 1
+    HIGH = 2
+
+
+class Rights(enum.IntFlag):
+    READ = 1
+    WRITE = 2
+
+
 class Mixed(enum.Enum):
     ONE = 1
     TWO = "two"
@@ -390,7 +402,7 @@ class Empty(enum.Enum):
         (made(complex), ["'x'", "complex"]),
         (made(dt.timedelta), ["'x'", "timedelta"]),
         (made(Literal["on-time"]), ["'x'", "on-time", "one_of"]),
-        (made(Literal[1, 2]), ["'x'", "1", "symbol"]),
+        (made(Literal[1, "a"]), ["'x'", "1", "symbol"]),
         (made(Mixed), ["'x'", "Mixed", "1"]),
         (made(Empty), ["'x'", "Empty", "members"]),
         (made(Annotated[dt.datetime, "hours"]), ["'x'", "hours", "millis"]),
@@ -413,3 +425,40 @@ def test_what_has_no_avro_type_is_refused_in_one_line_that_names_the_field(cls: 
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
         python_schemas.record_of(cls)
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "avro"),
+    [
+        (Level, Level.LOW, "long"),
+        (Rights, Rights.READ | Rights.WRITE, "long"),
+        (Literal[3, 4], 3, "long"),
+        (Literal[Level.LOW, Level.HIGH], Level.LOW, "long"),
+        (Level | None, None, ["null", "long"]),
+        (Literal[1, None], 1, ["long", "null"]),
+    ],
+)
+def test_enums_of_whole_numbers_are_whole_numbers(kind: Any, default: Any, avro: Any) -> None:
+    (field,) = python_schemas.record_of(made(kind, default=default))["fields"]
+    assert field["type"] == avro
+    assert field["default"] == default
+    assert type(field["default"]) in (int, NoneType)
+
+
+def test_values_of_instances_are_plain_at_any_depth() -> None:
+    @dataclass
+    class Inner:
+        size: Size
+        level: Level
+
+    @dataclass
+    class Outer:
+        inners: tuple[Inner, ...]
+        by_name: dict[str, Inner]
+        size: Size | None = None
+
+    plain = {"size": "small", "level": 2}
+    inner = Inner(Size.SMALL, Level.HIGH)
+    row = python_schemas.as_plain(Outer((inner, inner), {"a": inner}, Size.LARGE))
+    assert row == {"inners": [plain, plain], "by_name": {"a": plain}, "size": "large"}
+    assert type(row["inners"][0]["level"]) is int

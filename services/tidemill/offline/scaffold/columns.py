@@ -194,7 +194,7 @@ def time_reader(told: str) -> Callable[[Any], int]:
 def _iso(value: Any) -> int:
     if isinstance(value, rows.Timestamp):
         return value.ticks * 1_000 // value.per_second
-    return moment(value.isoformat() if isinstance(value, dt.date) else value)
+    return moment(value)
 
 
 def _strptime(text: str, form: str) -> int:
