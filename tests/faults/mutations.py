@@ -109,9 +109,26 @@ MUTANTS = (
     Mutant(
         "map-keys-for-ever", "a writer remembers every key that a map ever had",
         "encoding/avro_codegen.py",
-        "if len(self) < MAX_KEYS:",
+        "if len(self) < MAX_KEYS and len(made) <= MAX_KEY_BYTES:",
         "if MAX_KEYS:",
         ("tests/unit/encoding/test_avro_codegen.py",),
+    ),
+    Mutant(
+        "read-keys-for-ever", "a reader remembers keys of maps of any size",
+        "encoding/avro_codegen.py",
+        "if len(self) < MAX_KEYS and len(data) <= MAX_KEY_BYTES:",
+        "if len(self) < MAX_KEYS:",
+        ("tests/unit/encoding/test_avro_codegen.py",),
+    ),
+    Mutant(
+        "longer-numbers-cut", "a number of more than six bytes is read as one of six",
+        "encoding/avro_codegen.py",
+        "if len(last) == 3 and last[0] > 127 < last[1] and last[2] < 128:",
+        "if len(last) == 3 and last[0] > 127 < last[1]:",
+        (
+            "tests/unit/encoding/test_avro_codegen.py"
+            "::test_longs_near_each_power_of_two_and_times_of_many_years_are_read_as_they_were_written",
+        ),
     ),
     Mutant(
         "records-gather-past-the-delay", "records gather by what a transaction costs, however long that is",
@@ -289,8 +306,8 @@ MUTANTS = (
     Mutant(
         "chain-counts-what-is-left-short", "of what was written before, a chain says that it has read one record less",
         "stream/chain.py",
-        "min(record.offset() + 1, self._next[partition])",
-        "record.offset() + (partition.topic in self.written)",
+        "min(offset + 1, self._next[partition])",
+        "offset + (partition.topic in self.written)",
         (f"{CHAIN}::test_after_each_crash_another_way_to_run_them_goes_on_exactly_there",),
     ),
     Mutant(
@@ -573,8 +590,8 @@ MUTANTS = (
     Mutant(
         "held-back-is-committed", "labels that are held back are committed with the events after them",
         "stream/loop.py",
-        "if held := [*self._held, *self._unhurried.held]:",
-        "if held := self._held:",
+        "for record in (*self._held, *self._unhurried.held):",
+        "for record in self._held:",
         ("tests/unit/stream/test_unhurried.py::test_what_is_held_back_is_not_committed_and_another_process_begins_there",),
     ),
     Mutant(

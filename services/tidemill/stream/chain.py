@@ -147,11 +147,11 @@ class Chain(Processor):
         if index:
             if records:
                 group.watch.records(len(records))
-            read = self._read[index]
-            for record in records:
-                partition = TopicPartition(record.topic(), record.partition())
+            read, last = self._read[index], {(r.topic(), r.partition()): r.offset() for r in records}
+            for place, offset in last.items():
+                partition = TopicPartition(*place)
                 # What was not written has the offset at which its topic ends.
-                read[partition] = max(read[partition], min(record.offset() + 1, self._next[partition]))
+                read[partition] = max(read[partition], min(offset + 1, self._next[partition]))
             if may_commit:
                 self._due[index] = dict(read)
         return may_commit

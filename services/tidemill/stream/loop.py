@@ -275,9 +275,11 @@ class Loop:
     def _commit(self, consumer: Consumer, producer: Producer, up_to: Mapping[TopicPartition, int] = NOWHERE) -> None:
         """Commit all that was read or, in partitions that `up_to` has, what is before its offset."""
         started = self.clock()
-        if held := [*self._held, *self._unhurried.held]:  # what was read and is not processed yet
-            ahead = {TopicPartition(r.topic(), r.partition()): r.offset() for r in reversed(held)}
-            up_to = {**ahead, **up_to}
+        ahead = dict[TopicPartition, int]()
+        for record in (*self._held, *self._unhurried.held):  # what was read and is not processed yet
+            if (place := (record.topic(), record.partition())) not in ahead:
+                ahead[TopicPartition(*place)] = record.offset()
+        up_to = {**ahead, **up_to}
         offsets = {p: up_to.get(p, at) for p, at in consumer.positions(tuple(self._partitions)).items()}
         self._commit_at(offsets, consumer, producer)
         self.watch.commit(self._last_commit - started)

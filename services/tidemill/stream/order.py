@@ -43,8 +43,10 @@ class TimeOrder:
         client that fetches from a wrong position would have thousands of records processed twice.
         """
         buffers, latest, following = self._buffers, self._latest, self._next
+        partition = TopicPartition("", -1)
         for record in records:
-            partition = TopicPartition(record.topic(), record.partition())
+            if (place := (record.topic(), record.partition())) != partition:  # they come in runs
+                partition = TopicPartition(*place)
             offset = record.offset()
             if offset < following.get(partition, _NO_OFFSET):
                 raise Aborted(

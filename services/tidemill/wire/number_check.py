@@ -24,7 +24,7 @@ Check = Callable[[Any], None]
 
 FINITE: Range = (-sys.float_info.max, sys.float_info.max)
 _FLOATS = ("float", "double")
-#: Offsets, versions and counts; -1 is none.
+#: Offsets, versions and counts; -1 is none. Avro's own limit is the highest.
 WHOLE: Range = (-1, 2**63 - 1)
 
 
@@ -86,8 +86,10 @@ class _Maker:
         elif isinstance(avro, Mapping) and avro["type"] in ("array", "map"):
             item, values = self._name(), source if avro["type"] == "array" else f"{source}.values()"
             self._add(depth, f"for {item} in {values}:")
-            self._add(depth + 1, "pass")
+            before = len(self.lines)
             self.value(avro.get("items", avro.get("values")), item, path, within, depth + 1)
+            if len(self.lines) == before:  # no number is in it
+                self.lines.pop()
         else:
             kind = avro["type"] if isinstance(avro, Mapping) else avro
             if kind in _FLOATS:
@@ -119,7 +121,8 @@ class _Maker:
     def _number(self, source: str, path: str, within: Range, depth: int) -> None:
         (low, high), value = within, self._name()
         self._add(depth, f"{value} = {source}")
-        self._add(depth, f"if not {low!r} <= {value} <= {high!r}: refuse({path!r}, {value}, {low!r}, {high!r})")
+        is_sound = f"{value} >= {low!r}" if within == WHOLE else f"{low!r} <= {value} <= {high!r}"
+        self._add(depth, f"if not {is_sound}: refuse({path!r}, {value}, {low!r}, {high!r})")
 
 
 def _check_each(record: Mapping[str, Any], paths: Mapping[str, str], low: float, high: float) -> None:

@@ -138,12 +138,35 @@ def test_another_shape_is_left_to_fastavro() -> None:
         assert codec.decode(codec.encode(record)) == record
 
 
+@given(st.lists(st.integers(128, 255), max_size=10).flatmap(lambda most: st.tuples(st.just(most), st.integers(0, 255))))
+def test_a_long_of_any_length_is_read_as_its_bytes_say(drawn: tuple[list[int], int]) -> None:
+    most, last = drawn
+    data = bytes([*most, last])
+    value = sum((byte & 127) << 7 * place for place, byte in enumerate(data))
+    if last > 127 or len(data) > 10 or value >> 64:
+        with pytest.raises((IndexError, ValueError)):
+            avro_codegen._read_long(data, 0)
+    else:
+        assert avro_codegen._read_long(b"ab" + data + b"\xff\xff", 2) == ((value >> 1) ^ -(value & 1), 2 + len(data))
+
+
+def test_longs_near_each_power_of_two_and_times_of_many_years_are_read_as_they_were_written() -> None:
+    times = range(-62135596800000, 253402300799999, 253402300799999 // (3 * avro_codegen.MAX_KEYS))
+    powers = [sign * 2**power + off for power in range(63) for sign in (1, -1) for off in (-1, 0, 1)]
+    for value in (*powers, *times):
+        data = avro_codegen.varint(value)
+        assert avro_codegen._read_long(data, 0) == (value, len(data))
+    assert len(avro_codegen._HIGH_BITS) <= avro_codegen.MAX_KEYS
+
+
 @pytest.mark.parametrize("kind", ["double", "long", "string", "boolean"])
 def test_keys_of_maps_that_are_always_others_are_written_right_and_not_remembered_for_ever(
     kind: str, monkeypatch
 ) -> None:
     made = []
-    monkeypatch.setattr(avro_codegen, "_Keys", lambda keys=avro_codegen._Keys: made.append(keys()) or made[-1])
+    for name in ("_Keys", "_Names"):
+        remember = getattr(avro_codegen, name)
+        monkeypatch.setattr(avro_codegen, name, lambda remember=remember: made.append(remember()) or made[-1])
     codec = Codec({"type": "record", "name": "R", "fields": [{"name": "of", "type": {"type": "map", "values": kind}}]})
     value = {"double": 0.5, "long": -7, "string": "é" * 1500, "boolean": True}[kind]
     for first in range(0, 3 * avro_codegen.MAX_KEYS, 500):
@@ -152,5 +175,11 @@ def test_keys_of_maps_that_are_always_others_are_written_right_and_not_remembere
             data = by_fastavro(codec, record)
             assert codec.body(record) == data
             assert codec.record(data) == record
-    (keys,) = made
-    assert len(keys) == avro_codegen.MAX_KEYS
+    keys, names = made
+    assert len(keys) == len(names) == avro_codegen.MAX_KEYS
+    # One key of megabytes is not kept either.
+    record = {"of": {"k" * 10**6: value}}
+    fresh = Codec(codec.avro)
+    assert fresh.record(fresh.body(record)) == record
+    assert not made[-1]
+    assert not made[-2]
