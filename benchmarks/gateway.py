@@ -5,8 +5,9 @@
 
 The load is vegeta's (`go install github.com/tsenart/vegeta/v12@latest`), which sends at its rate whether answers come or
 not. Before, models learn from the warm-up; then their learners end. Afterwards every answer is held against the record on
-the predictions topic, and a sample of the predictions is made again from the log and the models. Then the features of one entity, of 5
-(50 features) and of 100 are asked for, one call after the other. The load generator shares the cores with all the rest.
+the predictions topic, and a sample of the predictions is made again from the log and the models. Then the features of one
+entity, of 5 (50 features) and of 100, each with the tiles of a real one, are asked for, one call after the other. The load
+generator shares the cores with all the rest.
 
 Where the time goes is told by the times at which the broker has appended the event and its prediction: before that is
 HTTP and producing; between the two the chain, which gathers, handles and sends; after it the transaction's commit, and the
@@ -28,7 +29,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from datetime import datetime
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,6 +42,7 @@ from benchmarks.pipeline import REFERENCE, cpu_seconds, say
 from tidemill.client import Client
 from tidemill.declare.load import load
 from tidemill.demo import data
+from tidemill.features.redis import connect, dump_keys, restore_keys
 from tidemill.local.processes import end
 from tidemill.local.servers import Redis
 from tidemill.local.stack import Stack
@@ -108,7 +110,7 @@ def run(rate: int, seconds: int, warm_up: int, **chosen: Any) -> dict[str, Any]:
         figures["replayed"] = {name: getattr(again, name) for name in ("predictions", "scores", "equal", "versions")}
         figures |= {f"{name}_cpu_ms_per_request": round(used / len(results) * 1000, 2) for name, used in cpu.items()}
         figures |= {
-            "features": features(url, key, pipeline, events, stack.processes["gateway"].pid),
+            "features": features(url, key, pipeline, redis.url, stack.processes["gateway"].pid),
             "load": [round(one, 1) for one in os.getloadavg()],
         }
         return figures
@@ -183,14 +185,18 @@ def parts(appended: dict[str, dict[str, int]], results: Sequence[dict[str, Any]]
     return {name: round(median(several), 1) for name, several in zip(names, zip(*times, strict=True), strict=True)}
 
 
-def features(url: str, key: str, pipeline: Any, events: Sequence[dict[str, Any]], gateway: int) -> dict[str, Any]:
+def features(url: str, key: str, pipeline: Any, redis_url: str, gateway: int) -> dict[str, Any]:
     """Return how long a call for features takes, and the CPU of the gateway's process, in ms, by the number of entities."""
-    entity = pipeline.views[0].entity
-    ids = list(dict.fromkeys(str(event[entity]) for event in events if event[entity]))
+    view, ids = pipeline.views[0], [f"E{number:02}" for number in range(max(FEATURES.values()))]
+    place, entity = f"{pipeline.name}:{view.label}/tiles:", view.entity
+    store, names = connect(redis_url), [f"{place}{one}" for one in ids]
+    stored = dict(dump_keys(store, pipeline.name, [view.label]))
+    real = [tiles for name, tiles in stored.items() if name.startswith(place) and name not in names]
+    restore_keys(store, zip(names, cycle(real), strict=False))
     figures = {}
     with Client(url, key) as client:
         for name, count in FEATURES.items():
-            asked, took = {entity: (ids * (count // len(ids) + 1))[:count]}, []
+            asked, took = {entity: ids[:count]}, []
             before = cpu_seconds(gateway)
             for _ in range(CALLS):
                 began = time.perf_counter()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from river_in_memory import flights
 
 from tidemill import Monitor, View, aggregates, load
-from tidemill.aggregates.base import Aggregate, Column
+from tidemill.aggregates.base import MAX_TIME_MS, TIME, Aggregate, Column, columns_of
 from tidemill.aggregates.distinct import digest
 from tidemill.errors import DeclarationError
 from tidemill.features.tiles import Entity, Plan
@@ -147,6 +147,27 @@ def test_it_equals_its_definition_on_events_out_of_order_late_and_doubled(case: 
 @every_case
 def test_the_order_of_arrival_does_not_matter(case: Case) -> None:
     check_order(case.keep, 1e-9 if case.rel else 0)
+
+
+STORED = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(
+    [MAX_TIME_MS, -MAX_TIME_MS, MAX_TIME_MS + 1, -MAX_TIME_MS - 1, 10**400, "inf", "nan", "1", "ab", "", {}, {"1": 2}]
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(STORED | st.lists(STORED, max_size=3), max_size=4), st.data())
+def test_cells_are_read_together_as_each_is_by_itself(stored: list[Any], data: st.DataObject) -> None:
+    columns = columns_of([aggregate for case in CASES.values() for aggregate in case.keep])
+    column = data.draw(st.sampled_from([*columns.values(), TIME]))
+
+    def outcome(read: Callable[[], list[Any]]) -> Any:
+        try:
+            return [(type(cell), repr(cell)) for cell in read()]
+        except Exception as error:  # whatever somebody else has put there
+            return type(error)
+
+    one_by_one = outcome(lambda: [column.fresh() if one is None else column.load(one) for one in stored])
+    assert outcome(lambda: column.load_all(iter(stored))) == one_by_one
 
 
 @every_case

@@ -81,7 +81,8 @@ class Column:
 
     def load_all(self, stored: Iterable[Any]) -> list[Any]:
         """Return cells as `load` returns each, of which None is an empty one."""
-        return [self.fresh() if one is None else self.load(one) for one in stored]
+        fresh, load = self.fresh, self.load
+        return [fresh() if one is None else load(one) for one in stored]
 
 
 class Number(Column):
@@ -131,6 +132,13 @@ class Time(Number):
         if abs(time := from_json(stored)) > MAX_TIME_MS:
             raise ValueError(f"{stored} is no time in ms")
         return time
+
+    def load_all(self, stored: Iterable[Any]) -> list[Any]:
+        start, load = self.start, self.load  # nearly every one is a whole number, which is its own cell
+        return [
+            start if one is None else one if type(one) is int and -MAX_TIME_MS <= one <= MAX_TIME_MS else load(one)
+            for one in stored
+        ]
 
     def add(self, cells: list[float], index: int, value: Any, now: int) -> None:  # noqa: ARG002
         if now > cells[index]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -81,26 +81,28 @@ class CountedRoute(GuardedRoute):
 
 
 class Application(FastAPI):
-    """The routes; `POST /v1/predict` is answered apart from them.
+    """The routes; those that many requests are for are answered apart from them.
 
     FastAPI's layers and its search for arguments were about half of what the gateway itself does for a prediction.
     What the route does is the same, and so is what its errors are answered with.
     """
 
-    def answer_apart(self, route: CountedRoute, answer: Callable[[Request], Any]) -> None:
-        """Answer a route, which has no parameters in its path, by a function of the request alone."""
-        self._apart, self._answer = (route.path, "POST"), route.guard(answer)
+    def answer_apart(self, answers: Mapping[Callable[..., Any], Callable[[Request], Any]]) -> None:
+        """Answer POST routes, by their endpoints, by functions of the request alone; their paths have no parameters."""
+        routes = [route for route in router.routes if isinstance(route, CountedRoute) and route.endpoint in answers]
+        self._apart = {(route.path, "POST"): route.guard(answers[route.endpoint]) for route in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if (scope.get("path"), scope.get("method")) != self._apart:
+        answer = self._apart.get((scope.get("path", ""), scope.get("method", "")))
+        if answer is None:
             await super().__call__(scope, receive, send)
             return
         scope.update({"app": self, "starlette.exception_handlers": (self.exception_handlers, {})})
         request = Request(scope, receive, send)
 
         async def answered(scope: Scope, receive: Receive, send: Send) -> None:
-            response = await self._answer(request)
+            response = await answer(request)
             await response(scope, receive, send)
 
         await wrap_app_handling_exceptions(answered, request)(scope, receive, send)
@@ -158,8 +160,8 @@ def build(gateway: Gateway) -> FastAPI:
     app.get("/", include_in_schema=False)(_index)
     # What it shows of a prediction, and how, is as on the page of the status service.
     app.mount("/page", StaticFiles(directory=PAGE, packages=[("tidemill.watch.status", "page")]), name="page")
-    route = next(one for one in router.routes if isinstance(one, CountedRoute) and one.endpoint is predict)
-    app.answer_apart(route, _predict)
+    alone = {endpoint: partial(_alone, endpoint) for endpoint in (events, labels, features)}
+    app.answer_apart({predict: _predict, **alone})
     made = app.openapi
     app.openapi = lambda: schemas.completed(made(), gateway.pipeline)  # type: ignore[method-assign]
     return app
@@ -198,6 +200,11 @@ async def _predict(request: Request) -> Response:
     except ValidationError as error:
         raise _refused(error, "query", "timeout_ms") from None
     return await predict(request, request.app.state.parts, timeout_ms)
+
+
+async def _alone(answer: Callable[[Request, Gateway], Any], request: Request) -> Response:
+    response: Response = await answer(request, request.app.state.parts)
+    return response
 
 
 @router.post("/events", openapi_extra=schemas.body("Event", "Events", NDJSON), responses=schemas.OUTCOMES)

@@ -43,7 +43,7 @@ FORGOTTEN_SECONDS = 60.0
 #: To fetch each by itself would cost the broker as much again as its prediction.
 EVENTS_SECONDS = 0.1
 #: How often it asks what was written, while something is under way: of many a thread would hear one by one.
-WRITTEN_SECONDS = 0.003
+WRITTEN_CHECK_SECONDS = 0.003
 #: How long it waits before it reads again, after Kafka refused.
 AGAIN_SECONDS = 1.0
 #: How often it looks whether topics are as declared, and have got more partitions.
@@ -154,7 +154,7 @@ class River:
         self._under_way += 1
         if self._under_way == 1 and self._asking:
             self._asking.cancel()
-            self._asking = loop.call_later(WRITTEN_SECONDS, self._ask_what_is_written)
+            self._asking = loop.call_later(WRITTEN_CHECK_SECONDS, self._ask_what_is_written)
         return written
 
     def _ask_what_is_written(self) -> None:
@@ -162,7 +162,7 @@ class River:
         self.sender.poll()
         self._take_deliveries()
         if not self._ending.is_set():
-            seconds = WRITTEN_SECONDS if self._under_way else READ_SECONDS
+            seconds = WRITTEN_CHECK_SECONDS if self._under_way else READ_SECONDS
             self._asking = asyncio.get_running_loop().call_later(seconds, self._ask_what_is_written)
 
     def _take_deliveries(self) -> None:
