@@ -13,6 +13,7 @@ from pydantic import Field
 from tidemill.declare.checks import Fail, check_fields
 from tidemill.declare.kinds import AVRO_KINDS, KEYS, Kind, Source
 from tidemill.declare.stream import Stream
+from tidemill.rules.base import why_not_asked
 from tidemill.tables import Lookup
 
 _KINDS_OF_RETURNS: dict[str, Kind] = {"float": "number", "int": "number", "str": "category", "bool": "flag"}
@@ -48,6 +49,8 @@ class Feature:
                     f"column {lookup.column!r} of {lookup.table.name} is text, not a {self.kind}, for {why}: fix the "
                     f"file, or use category(...)",
                 )
+        elif why := why_not_asked(self.source):
+            fail(where, why)
 
 
 def number(source: Source) -> Feature:

@@ -17,7 +17,7 @@ from tidemill.encoding.envelopes import Unwrap, inner_schema
 from tidemill.encoding.resolution import other_unit, unreadable
 from tidemill.encoding.schema_limits import unsafe
 from tidemill.loading import loading
-from tidemill.rules.base import NUMBERS, TEXTS, Rule
+from tidemill.rules.base import NUMBERS, TEXTS, Rule, why_not_asked
 
 #: The Avro types that a label may have in its record, by its type in an example.
 _LABEL_TYPES = {
@@ -284,6 +284,8 @@ class Stream:
             fail(f"{where}.value", "name the field that is the label, or give a function of the label record")
         if isinstance(self.value, str):
             self.check_field(f"{where}.value", self.value, fail, *_LABEL_TYPES[label_type])
+        elif why := why_not_asked(self.value):
+            fail(f"{where}.value", why)
 
     def check_rules(self, where: str, rules: Sequence[Rule], fail: Fail) -> None:
         """Check that the fields that rules look at exist, and are of a type that the rule can judge."""

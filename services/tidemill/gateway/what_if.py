@@ -71,10 +71,13 @@ class WhatIf:
 
     def _vector(self, event: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, int], list[str]]:
         """Return the vector, by view the time of the latest event that it holds, and the views that it lacks."""
+        features: dict[str, Any] = {}
+        name = ""
         try:
-            features = {name: take(event) for name, take in self._featurizer.extract}
+            for name, take in self._featurizer.extract:
+                features[name] = take(event)
         except Exception as error:  # the declaration's own functions may raise anything
-            message = f"a request feature raised {type(error).__name__}: {error}"
+            message = f"request feature {name!r} raised {type(error).__name__}: {error}"
             raise Reject("request_feature", message, rule="request") from error
         views = self.pipeline.views
         named = {v.entity: (str(event[v.entity]),) for v in views if self._featurizer.names_entity(event[v.entity])}

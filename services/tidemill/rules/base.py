@@ -8,10 +8,11 @@ file.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from tidemill.durations import moment
@@ -112,6 +113,22 @@ class Rule:
 
     def __str__(self) -> str:
         return f"{self.name}:{self.field}" if self.field else self.name
+
+
+def why_not_asked(function: Callable[..., Any]) -> str:
+    """Return why a function has no answer when it is called with one record; empty where it may have one."""
+    called = function if inspect.isroutine(function) or isinstance(function, partial) else type(function).__call__
+    if inspect.iscoroutinefunction(called) or inspect.isasyncgenfunction(called):
+        return "its function is async, and has no answer when it is called: declare it with def alone"
+    if inspect.isgeneratorfunction(called):
+        return "its function yields, and has no answer when it is called: have it return one"
+    try:
+        inspect.signature(function).bind({})
+    except TypeError as error:
+        return f"its function is called with one record: {error}"
+    except ValueError:  # of a class of C's, which says nothing of its arguments
+        return ""
+    return ""
 
 
 def _exact(value: Any) -> Any:

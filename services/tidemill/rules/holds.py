@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tidemill.rules.base import Rule
+from tidemill.rules.base import Rule, why_not_asked
 
 
 def holds(predicate: Callable[[Mapping[str, Any]], Any], *fields: str, that: str, warn: bool = False) -> Rule:
@@ -26,6 +26,9 @@ def holds(predicate: Callable[[Mapping[str, Any]], Any], *fields: str, that: str
     """
     if not fields or not that:
         raise ValueError("holds(...): name the fields that the predicate looks at, and what is expected, as that='...'")
+
+    if why := why_not_asked(predicate):
+        raise ValueError(f"holds(...): {why}")
 
     def true(record: Mapping[str, Any]) -> bool:
         try:

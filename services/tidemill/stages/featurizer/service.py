@@ -200,10 +200,14 @@ class Featurizer(DeadLetterProcessor):
 
     def _request_features(self, record: Record, event: Mapping[str, Any], emit: Emit) -> dict[str, Any] | None:
         """Return what the vector has from the event alone; None where the declaration's own functions failed."""
+        vector: dict[str, Any] = {}
+        name = ""
         try:
-            return {name: take(event) for name, take in self.extract}
+            for name, take in self.extract:
+                vector[name] = take(event)
+            return vector
         except Exception as error:  # they may raise anything
-            message = f"a request feature raised {type(error).__name__}: {error}"
+            message = f"request feature {name!r} raised {type(error).__name__}: {error}"
             self.refuse(record, Reject("request_feature", message, rule="request"), emit)
             return None
 
