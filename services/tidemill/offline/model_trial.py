@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -19,6 +20,9 @@ from tidemill.registry.parts import parts_of
 
 #: Examples that a model is taught; some ask for a few before they say anything.
 EXAMPLES = 60
+_OF_NUMBERS = re.compile(r"number|\b(float|int|str)\b")
+#: Features that a hint names.
+MAX_SHOWN_TEXTS = 4
 #: Up to so many numbers in a vector, each is from 0 to 2.
 FULL_SIZE_NUMBERS = 20
 
@@ -61,7 +65,26 @@ def check_models(pipeline: Pipeline) -> None:
             _try_model(pipeline, pipeline.model(name))
         except ArtifactError as error:
             where = f"models[{name!r}]" if name in pipeline.models else "baseline"
-            raise DeclarationError(f"pipeline {pipeline.name!r}: {where}: {error}") from error
+            hint = _hint(pipeline, pipeline.model(name), error)
+            raise DeclarationError(f"pipeline {pipeline.name!r}: {where}: {error}{hint}") from error
+
+
+def _hint(pipeline: Pipeline, model: Any, error: BaseException) -> str:
+    """Return what is likely to be wrong with a model that raised this, where its own words do not say it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    kind, texts = pipeline.kind, [repr(name) for name, of in pipeline.vector.items() if of == "category"]
+    if isinstance(error, NotImplementedError):
+        return f": it gives no probabilities, and task={kind.name!r} needs them"
+    if kind.label_type == "string" and not getattr(model, "_multiclass", True):
+        return ": it knows two classes, and multiclass.OneVsRestClassifier(...) makes one of several of it"
+    if isinstance(error, (TypeError, ValueError)) and texts and _OF_NUMBERS.search(str(error)):
+        shown = ", ".join(texts[:MAX_SHOWN_TEXTS]) + (", ..." if len(texts) > MAX_SHOWN_TEXTS else "")
+        return (
+            f": the vector has text ({shown}): if it takes numbers alone, put compose.SelectType(float) before it, or "
+            f"compose.SelectType(str) | preprocessing.OneHotEncoder()"
+        )
+    return ""
 
 
 def check_in_other_process(pipeline: Pipeline, reference: str) -> None:

@@ -216,6 +216,36 @@ def test_a_model_that_production_would_fail_with_is_refused(task: str, model: An
     assert "\n" not in refused(task, model)
 
 
+@pytest.mark.parametrize(
+    ("task", "model", "hint"),
+    [
+        (
+            "binary",
+            linear_model.LogisticRegression(),
+            "the vector has text ('carrier'): if it takes numbers alone, put",
+        ),
+        ("regression", linear_model.LinearRegression(), "compose.SelectType(float) before it"),
+        (
+            "binary",
+            ensemble.VotingClassifier([linear_model.Perceptron()]),
+            "it gives no probabilities, and task='binary'",
+        ),
+        (
+            "multiclass",
+            compose.SelectType(float) | linear_model.LogisticRegression(),
+            "multiclass.OneVsRestClassifier(...) makes one of",
+        ),
+        ("multiclass", compose.SelectType(float) | linear_model.Perceptron(), "it knows two classes"),
+    ],
+)
+def test_what_is_likely_to_be_wrong_with_a_model_is_said(task: str, model: Any, hint: str) -> None:
+    labels = Stream(small.LABELS.schema, id="flight_id", time="landed_at", value=LABELS[task])
+    declared = small.with_category(task=task, labels=labels, models={"m": model}, champion="m", views=[])
+    with pytest.raises(DeclarationError) as caught:
+        check_models(declared)
+    assert hint in str(caught.value)
+
+
 DRAWING = """
 import random
 
