@@ -912,7 +912,7 @@ MUTANTS = (
     Mutant(
         "state-set-twice", "an object in a snapshot is given a second state, by what the first has put in the way",
         "registry/pickles.py",
-        "self.__class__ = self.filled",
+        "self.__class__ = filled",
         "self.__class__ = type(self)",
         (HOSTILE,),
     ),
@@ -1170,9 +1170,23 @@ MUTANTS = (
     Mutant(
         "artifact-not-tried", "a snapshot is read at once",
         "registry/snapshots.py",
-        '        pickles.read(trial)\n',
-        '',
+        '        made = pickles.tried(trial, len(data))\n',
+        '        made = []\n',
         (f"{HOSTILE}::test_no_hostile_snapshot_is_opened_and_nothing_is_done",),
+    ),
+    Mutant(
+        "made-by-another", "a snapshot is given what the trial of one inside it has made",
+        "registry/pickles.py",
+        "        _load.replay = before  # type: ignore[assignment]\n",
+        "        pass\n",
+        ("tests/unit/registry/test_opening.py",),
+    ),
+    Mutant(
+        "made-by-another-thread", "threads that open snapshots take what each other's calls have made",
+        "registry/pickles.py",
+        "class _Load(threading.local):",
+        "class _Load:",
+        ("tests/unit/registry/test_opening.py",),
     ),
     Mutant(
         "opcodes-not-walked", "any opcode is read",

@@ -19,7 +19,7 @@ from signing_keys import KEY
 from tidemill import load
 from tidemill.errors import ArtifactError, StoreError
 from tidemill.models.fold import Fold
-from tidemill.registry import snapshots
+from tidemill.registry import pickles
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.store import ArtifactStore, sha256
 from tidemill.runtime.run import topic_table
@@ -80,14 +80,13 @@ class Unpicklers:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened = 0
-        counting = self
+        tried = pickles.tried
 
-        class Counted(snapshots._Unpickler):
-            def __init__(self, *arguments: Any, **named: Any) -> None:
-                counting.opened += 1
-                super().__init__(*arguments, **named)
+        def counted(trial: Any, size: int) -> list[Any]:
+            self.opened += 1
+            return tried(trial, size)
 
-        monkeypatch.setattr(snapshots, "_Unpickler", Counted)
+        monkeypatch.setattr(pickles, "tried", counted)
         for name in ("load", "loads", "Unpickler", "_Unpickler"):
             monkeypatch.setattr(pickle, name, self._never)
 

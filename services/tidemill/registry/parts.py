@@ -21,7 +21,7 @@ import pickle
 import statistics
 import sys
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,7 @@ _KEPT: dict[Name, Any] = {
 
 #: Types of values that have nothing inside that could be a stand-in.
 _PLAIN = (int, float, str, bytes, type(None), datetime.date, datetime.timedelta, datetime.tzinfo)
+_FLAT = frozenset((int, float, str, bytes, bool, type(None)))
 
 
 def _plain(arguments: Sequence[Any]) -> bool:
@@ -98,23 +99,30 @@ def _is_made_plain(value: Any) -> bool:
 
 
 def _called(function: Any) -> Any:
-    """Return how a function looks at plain arguments: it is called."""
+    """Return how a type looks at plain arguments: it is called."""
+    return lambda *arguments: pickles.Made(function(*_checked(function, arguments)))
 
-    def look(*arguments: Any) -> pickles.Made:
-        arguments = tuple(one.real if _is_made_plain(one) else one for one in arguments)
-        if not _plain(arguments):
-            raise ArtifactError(f"a snapshot may not call {function.__name__} with anything but plain values")
-        return pickles.Made(function(*arguments))
 
-    return pickles.Call(function, look)
+def _made(function: Any) -> Any:
+    """Return how a function of ours looks at plain arguments: it is called, once and for all."""
+    return lambda *arguments: pickles.make(function, _checked(function, arguments))
+
+
+def _checked(function: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    if _FLAT.issuperset(map(type, arguments)):
+        return arguments
+    arguments = tuple([one.real if _is_made_plain(one) else one for one in arguments])
+    if not _plain(arguments):
+        raise ArtifactError(f"a snapshot may not call {function.__name__} with anything but plain values")
+    return arguments
 
 
 def _real(value: Any) -> Any:
-    return value.real if isinstance(value, (pickles.Held, pickles._EmptyType)) else value
+    return value.real if isinstance(value, (pickles.Held, pickles.EmptyType)) else value
 
 
 def _look_at_method(owner: Any, name: Any) -> pickles.Made:
-    kind = owner.real if isinstance(owner, (pickles.Held, pickles._EmptyType)) else getattr(type(owner), "real", None)
+    kind = owner.real if isinstance(owner, (pickles.Held, pickles.EmptyType)) else getattr(type(owner), "real", None)
     if isinstance(owner, pickles.Made):
         kind = type(owner.real)
     values.check_method(kind, name)
@@ -134,7 +142,11 @@ def _look_at_partial(function: Any, arguments: Any, named: Any) -> pickles.Made:
 
 
 def _look_at_default_dict(default_factory: Any) -> dict[Any, Any]:
-    values.default_dict(_callable(default_factory))
+    if type(default_factory) is pickles.Held:  # some models have thousands
+        if not callable(default_factory.real):
+            values.default_dict(default_factory.real)
+    elif type(default_factory) is not pickles.EmptyType:  # any class can be called
+        values.default_dict(_callable(default_factory))
     return {}
 
 
@@ -164,22 +176,22 @@ def _look_at_river_queue(*arguments: Any) -> list[Any]:
     return []
 
 
-#: What may be called while a snapshot is opened: the function, and how a trial looks at its arguments.
-_CALLED: dict[Name, tuple[Any, Any]] = {
-    name: (function, look)
-    for functions, look in (
-        (values.PLAIN_CALLS, None),
-        (_DATA_TYPES, None),
-        ((values.method,), _look_at_method),
-        ((values.partial,), _look_at_partial),
-        ((values.default_dict,), _look_at_default_dict),
-        ((values.vector_dict,), _look_at_vector_dict),
-        ((values.queue,), _look_at_queue),
-        ((values.counter,), _look_at_counter),
-        ((values.iterator,), _look_at_iterator),
-        ((collections.OrderedDict,), dict),
-    )
-    for name, function in _named(functions).items()
+#: What may be called while a snapshot is opened: how a trial looks at its arguments, and what is called afterwards.
+#: Then they need no second look.
+_LOOKS: tuple[tuple[Callable[[Any, Any], pickles.Held], Any, Any, Any], ...] = (
+    *((pickles.Call, function, _made(function), pickles.replay) for function in values.PLAIN_CALLS),
+    *((pickles.Call, kind, _called(kind), kind) for kind in _DATA_TYPES),
+    (pickles.Call, collections.OrderedDict, dict, collections.OrderedDict),
+    (pickles.Call, values.partial, _look_at_partial, values.partial),
+    (pickles.Call, values.vector_dict, _look_at_vector_dict, values.vector_dict),
+    (pickles.Call, values.counter, _look_at_counter, values.counter),
+    (pickles.free_call, values.iterator, _look_at_iterator, values.iterator),
+    (pickles.free_call, values.method, _look_at_method, getattr),
+    (pickles.free_call, values.default_dict, _look_at_default_dict, collections.defaultdict),
+    (pickles.free_call, values.queue, _look_at_queue, functools.partial(collections.deque, ())),
+)
+_CALLED: dict[Name, tuple[pickles.Held, Any]] = {
+    (function.__module__, function.__qualname__): (call(function, look), real) for call, function, look, real in _LOOKS
 }
 
 
@@ -193,17 +205,13 @@ class Parts:
     """
 
     def __init__(self, real: Mapping[Name, Any]) -> None:
-        called = {name: function for name, (function, _) in _CALLED.items()}
-        self.real = {**_KEPT, **real, **called, (values.__name__, "rust"): values.tried_rust}
-        calls = {
-            name: pickles.Call(function, look) if look else _called(function)
-            for name, (function, look) in _CALLED.items()
-        }
+        self.real = {**_KEPT, **real, **{name: function for name, (_, function) in _CALLED.items()}}
+        calls = {name: call for name, (call, _) in _CALLED.items()}
         held = {name: pickles.Held(value) for name, value in self.real.items() if name not in calls}
         classes = {name: pickles.stand_in(name, value) for name, value in real.items() if isinstance(value, type)}
         queues = {name: pickles.Call(real[name], _look_at_river_queue) for name in _RIVER_QUEUES & set(real)}
-        self.find_real = pickles.finder(self.real)
-        self.find_stand_in = pickles.finder({**held, **classes, **calls, **queues})
+        self.unpickler = pickles.unpickler(self.real)
+        self.trial = pickles.unpickler({**held, **classes, **calls, **queues})
 
 
 def _resolve(name: Name) -> Any:

@@ -44,10 +44,6 @@ class _Pieces:
         return self._data.readline()
 
 
-class _Unpickler(pickles.Unpickler):
-    """Reads what was tried."""
-
-
 class _Pickler(pickle.Pickler):
     dispatch_table = REDUCERS
 
@@ -75,12 +71,12 @@ def load(
     collects = gc.isenabled()
     gc.disable()  # it would walk all that was read, again and again
     try:
-        trial = pickles.Trial(_file(data, pause, sleep), allowed.find_stand_in, len(data))
-        pickles.read(trial)
+        trial = allowed.trial(_file(data, pause, sleep))
+        made = pickles.tried(trial, len(data))
         if pause:
             pickles.release(trial)
         del trial
-        return pickles.read(_Unpickler(_file(data, pause, sleep), allowed.find_real))
+        return pickles.read(allowed.unpickler(_file(data, pause, sleep)), made)
     finally:
         if collects:
             gc.enable()

@@ -29,9 +29,10 @@ from tidemill.limits import SNAPSHOT_BITS, SNAPSHOT_ITEMS
 from tidemill.registry import river_parts
 
 #: Types of an array's numbers, as numpy writes them.
-ARRAY_TYPES = frozenset(
-    {"|b1", "|i1", "|u1", *(f"<{kind}{size}" for kind in "iu" for size in (2, 4, 8)), "<f4", "<f8", "<c8", "<c16"}
-)
+ARRAY_TYPES = {
+    kind: np.dtype(kind)
+    for kind in ("|b1", "|i1", "|u1", "<i2", "<u2", "<i4", "<u4", "<i8", "<u8", "<f4", "<f8", "<c8", "<c16")
+}
 _RUST: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[Any, ...]]] = {
     "RsQuantile": (_rust_stats.RsQuantile, (0.5,), (0.5,)),
     "RsEWMean": (_rust_stats.RsEWMean, (0.5,), (0.5,)),
@@ -48,6 +49,8 @@ _RUST: Mapping[str, tuple[Callable[..., Any], tuple[Any, ...], tuple[Any, ...]]]
 }
 #: How often a copy of a rust object is updated, to see that its state holds together.
 PROBE_UPDATES = 50
+#: Those that are floats and flags, without a length or a place in something: there is nothing to hold together.
+_NUMBERS_ALONE = frozenset(("RsEWMean", "RsEWVar", "RsKurtosis", "RsPeakToPeak", "RsSkew"))
 _MT19937_WORDS = 624
 _WORDS = struct.Struct(f"<{_MT19937_WORDS}I")
 
@@ -105,7 +108,7 @@ def array(kind: str, shape: tuple[int, ...], data: bytes, order: str) -> Any:
 def _dtype(kind: str) -> Any:
     if type(kind) is not str or kind not in ARRAY_TYPES:
         _refuse(f"an array of {kind!r}: numbers and flags alone are allowed")
-    return np.dtype(kind)
+    return ARRAY_TYPES[kind]
 
 
 def number(kind: str, data: bytes) -> Any:
@@ -228,14 +231,6 @@ def counter(counts: dict[Any, Any]) -> Any:
     return made
 
 
-def tried_rust(name: str, state: bytes) -> Any:
-    """Return one of River's statistics in rust, of bytes that `rust` has tried."""
-    kind, arguments, _ = _RUST[name]
-    made = kind(*arguments)
-    made.__setstate__(state)
-    return made
-
-
 def rust(name: str, state: bytes) -> Any:
     """Return one of River's statistics in rust, of the bytes that it gave; a copy is tried first.
 
@@ -243,14 +238,17 @@ def rust(name: str, state: bytes) -> Any:
     """
     if type(name) is not str or name not in _RUST or type(state) is not bytes:
         _refuse(f"{name!r} where one of River's own statistics was expected")
-    _, _, update = _RUST[name]
+    kind, arguments, given = _RUST[name]
     try:
-        probe = tried_rust(name, state)
-        for _ in range(PROBE_UPDATES):
-            probe.update(*update)
+        made, probe = kind(*arguments), kind(*arguments)
+        probe.__setstate__(state)
+        made.__setstate__(state)
+        update = probe.update
+        for _ in range(1 if name in _NUMBERS_ALONE else PROBE_UPDATES):
+            update(*given)
         if name != "AdaptiveWindowing":
             probe.get()
-        return tried_rust(name, state)
+        return made
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:
