@@ -15,7 +15,7 @@ import pytest
 import river
 import river_models
 import small
-from river import anomaly, base, compose, ensemble, evaluate, facto, linear_model, optim, preprocessing
+from river import anomaly, base, compose, ensemble, evaluate, facto, linear_model, multiclass, optim, preprocessing
 
 from tidemill import Stream, number
 from tidemill.declare.load import load
@@ -227,7 +227,7 @@ def test_a_model_that_production_would_fail_with_is_refused(task: str, model: An
         ("regression", linear_model.LinearRegression(), "compose.SelectType(float) before it"),
         (
             "binary",
-            ensemble.VotingClassifier([linear_model.Perceptron()]),
+            multiclass.OneVsOneClassifier(linear_model.Perceptron()),
             "it gives no probabilities, and task='binary'",
         ),
         (
