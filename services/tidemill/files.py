@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from tidemill.errors import ArtifactError, StoreError
+from tidemill.errors import ArtifactError, SettingsError, StoreError
 from tidemill.limits import Limit
 
 
@@ -43,6 +43,21 @@ def write_atomic(path: str, data: bytes) -> None:
     """Write a local file so that nobody ever sees half of it, whatever happens."""
     with open_atomic(path) as out:
         out.write(data)
+
+
+@contextlib.contextmanager
+def open_output(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that a person named, as `open_atomic` does; what is no file, as /dev/stdout, as it stands.
+
+    Raises SettingsError where it can't be written.
+    """
+    try:
+        full = path.resolve()
+        is_file = full.is_file() or not full.exists()
+        with open_atomic(str(full)) if is_file else full.open("wb") as out:
+            yield out
+    except OSError as error:
+        raise SettingsError(f"{path} can't be written: {error.strerror or error}") from None
 
 
 def read_limited(path: Path, limit: Limit) -> bytes:

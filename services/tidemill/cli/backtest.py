@@ -154,10 +154,7 @@ def _run(
 
         with progress("labels at once", result.predictions) as advance:
             recording = recorder.finish(result, advance)
-        try:
-            pages.write(recording, page)
-        except OSError as error:
-            raise SettingsError(f"{page} can't be written: {error.strerror}") from None
+        pages.write(recording, page)
     return result
 
 
@@ -188,10 +185,10 @@ def _against(
         )
     print_report(report, against_text, as_json=as_json)
     if markdown is not None:
-        try:
-            markdown.write_text(against_markdown(report), encoding="utf-8")
-        except OSError as error:
-            raise SettingsError(f"{markdown} can't be written: {error.strerror}") from None
+        from tidemill.files import open_output
+
+        with open_output(markdown) as out:
+            out.write(against_markdown(report).encode())
     if fails and report.is_worse:
         raise SystemExit(1)
 

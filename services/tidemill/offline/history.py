@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from tidemill import rows
 from tidemill.declare.stream import Stream
@@ -625,13 +625,18 @@ def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 @contextlib.contextmanager
 def prediction_writer(path: Path | None) -> Iterator[Callable[[PredictionLog], None] | None]:
-    """Write prediction-log records to `path` as JSON lines; nothing where there is no path."""
+    """Write prediction-log records to `path` as JSON lines; nothing where there is no path.
+
+    Raises SettingsError where it can't be written.
+    """
     if path is None:
         yield None
         return
-    try:
-        out = path.open("w")
-    except OSError as error:
-        raise SettingsError(f"{path} can't be written: {error.strerror}") from None
-    with out:
-        yield lambda record: print(json.dumps(record), file=out)
+    from tidemill.files import open_output  # fsspec takes a tenth of a second
+
+    with open_output(path) as out:
+        yield lambda record: _write_line(out, record)
+
+
+def _write_line(out: BinaryIO, record: Mapping[str, Any]) -> None:
+    out.write(json.dumps(record).encode() + b"\n")

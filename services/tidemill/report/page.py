@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 
 from tidemill.durations import approximate, minute
 from tidemill.errors import printable
+from tidemill.files import open_output
 from tidemill.models.evidence import LOSSES
 from tidemill.offline.backtest import BacktestReport
 from tidemill.report.recording import Recording
@@ -52,8 +53,10 @@ def template_environment() -> Environment:
 
 
 def write(recording: Recording, path: Path) -> None:
-    """Write the page to a file. Raises OSError."""
-    path.write_text(render(recording), encoding="utf-8")
+    """Write the page to a file. Raises SettingsError where it can't be written."""
+    page = render(recording).encode()
+    with open_output(path) as out:
+        out.write(page)
 
 
 def figure(value: Any) -> str:
