@@ -147,7 +147,8 @@ def dangling(documents: list[dict[str, Any]], namespace: str = "tidemill") -> li
         selector = selector.get("matchLabels", selector)
         if not any(selector.items() <= found.items() for found in labels):
             wrong.append(f"{document['kind']} {name} selects nothing")
-        if document["kind"] != "Namespace" and document["metadata"].get("namespace") != namespace:
+        of_cluster = document["kind"] in ("Namespace", "PriorityClass")
+        if not of_cluster and document["metadata"].get("namespace") != namespace:
             wrong.append(f"{document['kind']} {name} is in no namespace of ours")
         if "serviceName" in spec and ("Service", spec["serviceName"]) not in there:
             wrong.append(f"Service {spec['serviceName']}")

@@ -371,6 +371,19 @@ def test_with_an_object_store_nobody_mounts_artifacts_and_those_who_have_them_re
         assert (given >= {*kubernetes_options.OBJECT_STORE_KEYS}) == has
 
 
+def test_what_a_prediction_waits_for_has_a_priority_that_exists_and_nothing_else_has(tmp_path: Path) -> None:
+    _, documents, _ = written(tmp_path, "flights", "priority")
+    (made,) = [d for d in documents if d["kind"] == "PriorityClass"]
+    assert made["value"] > 0
+    assert "namespace" not in made["metadata"]
+    given = {
+        owner["metadata"]["name"]: pod_of(owner)["priorityClassName"]
+        for owner in documents
+        if "template" in owner.get("spec", {}) and "priorityClassName" in pod_of(owner)
+    }
+    assert given == dict.fromkeys(("validator", "featurizer", "scorer", "gateway"), made["metadata"]["name"])
+
+
 def test_topics_and_users_of_strimzi_are_those_of_the_table(tmp_path: Path) -> None:
     _, documents, pipeline = written(tmp_path, "flights", "strimzi")
     made = {d["spec"]["topicName"]: d["spec"] for d in documents if d["kind"] == "KafkaTopic"}

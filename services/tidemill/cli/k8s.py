@@ -9,7 +9,10 @@ import click
 import tidemill
 from tidemill.cli.shared import PIPELINE
 
-OPTIONS = ("kafka-scram", "kafka-mtls", "redis-acl", "http-tls", "strimzi", "autoscaling", "prometheus", "object-store")
+OPTIONS = (
+    "kafka-scram", "kafka-mtls", "redis-acl", "http-tls", "strimzi", "autoscaling", "prometheus", "object-store",
+    "priority",
+)  # fmt: skip
 
 
 @click.command()
@@ -39,6 +42,7 @@ def k8s(pipeline: str, folder: Path, options: tuple[str, ...], namespace: str) -
     --with autoscaling   KEDA's ScaledObjects on lag, and an HPA for the gateway
     --with prometheus    a PodMonitor and a PrometheusRule of Prometheus' operator
     --with object-store  artifacts in an object store, and no volume that many nodes mount
+    --with priority      a PriorityClass for what a prediction waits for
     """
     from tidemill.offline.scaffold import kubernetes
 

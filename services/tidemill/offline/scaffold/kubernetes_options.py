@@ -27,11 +27,14 @@ OPTIONS = {
     "autoscaling": "KEDA's ScaledObjects on lag, and an HPA for the gateway",
     "prometheus": "a PodMonitor and a PrometheusRule of Prometheus' operator",
     "object-store": "artifacts in an object store, and no volume that many nodes mount",
+    "priority": "a PriorityClass for what a prediction waits for",
 }
 #: The services that scale with the lag of their group; the others have one instance a model or a pipeline.
 SCALED = ("validator", "featurizer", "materializer", "scorer", "joiner")
 #: Another instance for each so many records of lag. Of a partition that is read to its end, a few may be left.
 LAG_PER_INSTANCE = 1000
+#: What a prediction waits for: where a node is too small for all, learners and watchers wait, or make room.
+SERVING, SERVING_PRIORITY = ("validator", "featurizer", "scorer", "gateway"), 1000
 MAX_GATEWAYS = 4
 MOUNTED = "/secrets"
 KAFKA_CLUSTER = "kafka"
@@ -100,6 +103,10 @@ def changed(text: str, file: str, pipeline: Pipeline, options: Collection[str]) 
     role = role_of(file)
     if "object-store" in options and (left := _CLAIMED.sub("", text)) != text:
         text = added(left, Extra(tuple(_of_secret(name) for name in OBJECT_STORE_KEYS)))
+    if "priority" in options and role in SERVING:
+        text = text.replace(
+            "      containers:\n", f"      priorityClassName: {_serving(pipeline)}\n      containers:\n"
+        )
     if kafka:
         text = added(text, _kafka(pipeline, role, *kafka))
     if "redis-acl" in options and role in rights.IN_REDIS:
@@ -257,6 +264,13 @@ def objects(pipeline: Pipeline, options: Collection[str]) -> Iterator[tuple[str,
         yield "autoscaling.yaml", _documents(_scaled(pipeline, options))
     if "prometheus" in options:
         yield "prometheus.yaml", _prometheus(options)
+    if "priority" in options:  # in no namespace; with a name of its own, it goes with its pipeline
+        made = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": _serving(pipeline)}}
+        yield "priority.yaml", _documents([{**made, "value": SERVING_PRIORITY}])
+
+
+def _serving(pipeline: Pipeline) -> str:
+    return rights.kubernetes_name(f"tidemill-{pipeline.name}-serving")
 
 
 def _documents(documents: Iterable[dict[str, object]]) -> str:
