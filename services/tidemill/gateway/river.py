@@ -42,8 +42,9 @@ FORGOTTEN_SECONDS = 60.0
 #: What was sent is read in parts: an own event is known before, and another gateway's matters until it is predicted.
 #: To fetch each by itself would cost the broker as much again as its prediction.
 EVENTS_SECONDS = 0.1
-#: How often it asks what was written, while something is under way: of many a thread would hear one by one.
-WRITTEN_CHECK_SECONDS = 0.003
+#: How often it asks what was written, while something is under way, of which a thread would hear one by one; and while
+#: nothing is.
+WRITTEN_CHECK_SECONDS, IDLE_CHECK_SECONDS = 0.003, 0.1
 #: How long it waits before it reads again, after Kafka refused.
 AGAIN_SECONDS = 1.0
 #: How often it looks whether topics are as declared, and have got more partitions.
@@ -162,7 +163,7 @@ class River:
         self.sender.poll()
         self._take_deliveries()
         if not self._ending.is_set():
-            seconds = WRITTEN_CHECK_SECONDS if self._under_way else READ_SECONDS
+            seconds = WRITTEN_CHECK_SECONDS if self._under_way else IDLE_CHECK_SECONDS
             self._asking = asyncio.get_running_loop().call_later(seconds, self._ask_what_is_written)
 
     def _take_deliveries(self) -> None:

@@ -231,3 +231,10 @@ def test_a_stream_ends_when_the_gateway_does(shop: Shop) -> None:
         return parts + [part async for part in stream]
 
     assert len(shop.client.portal.call(read)) == 1
+
+
+def test_who_waits_for_kafka_hears_of_it_however_rarely_it_is_asked_while_nothing_is_sent(monkeypatch) -> None:
+    monkeypatch.setattr("tidemill.gateway.river.IDLE_CHECK_SECONDS", 3600.0)
+    with Shop(Pipeline(**declaration())) as shop:
+        for id_ in ("a", "b", "c"):
+            assert shop.client.post("/v1/events", json=event(id_, NOW)).json()["state"] == "written"
