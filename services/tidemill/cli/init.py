@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import click
 from tidemill.cli.shared import progress, with_settings
 from tidemill.errors import SettingsError
 
+#: Columns of a terminal that notes are broken for, at least.
+MIN_WIDTH = 20
 _FILE = click.Path(path_type=Path)
 
 #: The options that say what is else told from the data, or asked.
@@ -94,8 +98,16 @@ def init(
         sources = [scaffold.of_file(path) for path in (events_path, labels_path) if path]
     made = scaffold.make(folder, sources, options, ask, lambda: progress("checking", None))
     for note in made.notes:
-        click.echo(f"- {note}")
+        click.echo(_fitted(f"- {note}"))
     click.echo(_made(folder, made))
+
+
+def _fitted(note: str) -> str:
+    """Return a note for the terminal, if it is one: broken between words."""
+    if not sys.stdout.isatty():
+        return note
+    width = max(MIN_WIDTH, shutil.get_terminal_size().columns)
+    return textwrap.fill(note, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _ask(question: str, choices: Sequence[str]) -> str:

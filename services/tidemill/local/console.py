@@ -6,7 +6,9 @@ import datetime as dt
 import json
 import logging
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Collection, Mapping
 from typing import Any, TextIO
 
@@ -16,6 +18,8 @@ from tidemill.errors import printable
 #: ANSI colours of the services, in turn: those that can be read on black and on white.
 COLOURS = (36, 35, 34, 32, 33, 96, 95, 94, 92, 93)
 LEVEL_COLOURS = {"warning": 33, "error": 31, "critical": 31}
+#: Where a terminal has fewer columns than these for a line, it breaks the line itself.
+MIN_ROOM = 20
 #: Fields of a line that have a place of their own, or say nothing here.
 PLACED = frozenset({"time", "level", "service", "message", "traceback", "taskName", "pipeline", "instance"})
 
@@ -51,7 +55,7 @@ class Console:
         self._print(record.get("service", name), record.get("level", "info"), message, record)
 
     def say(self, message: str, level: str = "info") -> None:
-        """Print a line of our own."""
+        """Print a line of our own; what a terminal has no room for goes on below, as far in."""
         self._print("up", level, message, {})
 
     def plain(self, text: str = "") -> None:
@@ -61,7 +65,10 @@ class Console:
     def _print(self, name: str, level: str, message: str, record: Mapping[str, Any]) -> None:
         moment = _clock(record.get("time"))
         prefix = self._paint(f"{name:<{self.width}}", self._colour(name))
-        shown = self._paint(printable(message), LEVEL_COLOURS.get(level, 0))
+        shown = self._paint(
+            self._fitted(printable(message), len(moment)) if name == "up" else printable(message),
+            LEVEL_COLOURS.get(level, 0),
+        )
         more = printable("  ".join(f"{key}={value}" for key, value in record.items() if key not in PLACED))
         lines = [f"{self._paint(moment, 2)} {prefix} {shown}" + (f"  {self._paint(more, 2)}" if more else "")]
         lines += [
@@ -69,6 +76,14 @@ class Console:
             for line in str(record.get("traceback") or "").splitlines()
         ]
         self._write("".join(line + "\n" for line in lines))
+
+    def _fitted(self, text: str, moment: int) -> str:
+        indent = moment + self.width + 2
+        room = shutil.get_terminal_size().columns - indent if self.out.isatty() else 0
+        lines = (
+            textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False) if room >= MIN_ROOM else [text]
+        )
+        return f"\n{' ' * indent}".join(lines)
 
     def _write(self, text: str) -> None:
         self.out.write(text)

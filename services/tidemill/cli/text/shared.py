@@ -22,8 +22,11 @@ __all__ = ["NO_ANSWER", "format_value", "minute", "new_table", "pairs_table", "p
 
 #: Where a score would stand: that of a model that had no answer yet is the task's neutral one, and looks like one.
 NO_ANSWER = "no answer yet"
-#: Columns of a table where no terminal says how wide it is, and columns at least.
-WIDTH, MIN_WIDTH = 118, 80
+#: Columns of a table where no terminal says how wide it is, columns that a terminal needs for tables side by side, and
+#: columns at least.
+WIDTH, TABLE_WIDTH, MIN_WIDTH = 118, 80, 20
+#: As wide as no table is.
+WIDEST = 10_000
 
 
 def render(*parts: Any) -> str:
@@ -35,13 +38,31 @@ def render(*parts: Any) -> str:
     # What users and data say is printed as it is: [a-z] is a pattern, and no markup; :x: is no picture.
     console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
     for part in parts:
-        console.print(part)
+        is_too_wide = width < TABLE_WIDTH and isinstance(part, Table) and _needed(part) > width
+        console.print(_stacked(part) if is_too_wide else part)
     text = "".join(f"{printable(line.rstrip())}\n" for line in out.getvalue().removesuffix("\n").split("\n"))
     return (
         text
         if "utf" in (sys.stdout.encoding or "utf").lower()
         else text.replace("\N{BOX DRAWINGS LIGHT HORIZONTAL}", "-")
     )
+
+
+def _needed(table: Table) -> int:
+    """Return how wide a table is of which nothing goes on below."""
+    return Console(file=io.StringIO(), width=WIDEST, markup=False, emoji=False).measure(table).maximum
+
+
+def _stacked(table: Table) -> Table | Text:
+    """Return a table's rows one below the other, a value a line: side by side, numbers would be cut."""
+    if not table.show_header:
+        return table
+    headers = [str(column.header) for column in table.columns]
+    blocks = []
+    for first, *rest in zip(*(column.cells for column in table.columns), strict=True):
+        values = [f"  {header}  {value}" for header, value in zip(headers[1:], map(str, rest), strict=True) if value]
+        blocks.append("\n".join([f"{headers[0]}  {first}", *values]))
+    return Text("\n".join(blocks))
 
 
 def new_table(*columns: str, numbers: int = 0) -> Table:
