@@ -95,6 +95,14 @@ def test_what_the_validator_refuses_of_the_data_is_noted(tmp_path: Path) -> None
     assert "1 of 60 events are refused: in_the_future" in text
 
 
+@pytest.mark.slow
+def test_old_times_are_history_and_no_wrong_unit(tmp_path: Path) -> None:
+    source = tmp_path / "rivers.csv"
+    source.write_text("\n".join(["id,year,x,label", *(f"r{n},{1900 + n},{n / 2},{n % 2}" for n in range(60))]))
+    made = scaffold.make(tmp_path / "rivers", [scaffold.of_file(source)], Options())
+    assert (made.time, "lie outside" in notes(made)) == ("year", False)
+
+
 def test_of_several_labels_one_is_asked_for() -> None:
     columns = {"x": lambda n: f"{n}.5", "label_a": lambda n: str(n % 2), "label": lambda n: str(n % 3 % 2)}
     with pytest.raises(SettingsError, match=r"Say so with --label: 'label', 'label_a', 'none'"):
