@@ -208,6 +208,9 @@ class Settings(Secured, BaseSettings):
     status_hosts: str = Field(
         "", description="status: host names that it answers to besides localhost, comma-separated"
     )
+    status_pipelines: dict[str, str] = Field(
+        {}, description="status: base URL of the status service of each other pipeline that its page lists, as JSON"
+    )
     status_url: str = Field(
         "http://localhost:8000",
         pattern=r"^https?://[^\s/]+/?$",
@@ -326,6 +329,14 @@ class Settings(Secured, BaseSettings):
             raise ValueError("expected names without scheme and port, comma-separated, as status,status.example.org")
         return hosts
 
+    @field_validator("status_pipelines")
+    @classmethod
+    def _status_pipelines(cls, pipelines: dict[str, str]) -> dict[str, str]:
+        for name, url in pipelines.items():
+            if not re.fullmatch(r"https?://[^\s/]+/?", url):
+                raise ValueError(f"{name}: expected a URL without a path, as https://status.orders.example.org")
+        return {name: url.rstrip("/") for name, url in pipelines.items()}
+
     def registry_place(self) -> str:
         """Return where the registry is, without its user and password; empty for none."""
         parts = urlsplit(self.registry_url.get_secret_value())
@@ -377,7 +388,7 @@ def load(**options: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in options.items() if value is not None})
     except NotJson as error:
-        raise _not_json("services" if '"services"' in str(error) else "kafka") from None
+        raise _not_json(next(name for name in _OBJECTS if f'"{name}"' in str(error))) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{ENV_FILE} can't be read: {described(error)}") from None
     except ValidationError as error:
@@ -391,9 +402,16 @@ def _json(text: str, name: str) -> Any:
         raise _not_json(name) from None
 
 
+#: What settings that are JSON objects have.
+_OBJECTS = {
+    "status_pipelines": "base URLs by pipeline",
+    "services": "base URLs by service",
+    "kafka": "librdkafka properties",
+}
+
+
 def _not_json(name: str) -> SettingsError:
-    what = {"kafka": "librdkafka properties", "services": "base URLs by service"}[name]
-    return SettingsError(f"setting {name}: not a JSON object of {what}; set TIDEMILL_{name.upper()}")
+    return SettingsError(f"setting {name}: not a JSON object of {_OBJECTS[name]}; set TIDEMILL_{name.upper()}")
 
 
 def default_text(name: str) -> str:

@@ -144,6 +144,8 @@ WRONG_SETTINGS = [
     ("http_ca", "/no/such/ca.pem", ["/no/such/ca.pem", "No such file"]),
     ("services", "{", ["JSON", "base URLs"]),
     ("services", '["http://validator:8080"]', ["dictionary"]),
+    ("status_pipelines", "{", ["JSON", "base URLs by pipeline"]),
+    ("status_pipelines", '{"orders": "javascript:alert(1)"}', ["orders", "https://status.orders.example.org"]),
     ("archive_seconds", "0", ["0"]),
     ("archive_format", "orc", ["orc", "parquet", "delta", "iceberg"]),
     ("fuse", "perhaps", ["perhaps", "boolean"]),

@@ -29,7 +29,7 @@ from tidemill.local.processes import free_port
 from tidemill.offline.backtest import Backtest
 from tidemill.report.page import render
 from tidemill.report.recording import Recorder
-from tidemill.watch.status.scrape import Instance, Sample
+from tidemill.watch.status.scrape import Instance, Sample, Scraper
 from tidemill.web.connections import server_config
 from tidemill.wire import topics
 
@@ -228,6 +228,9 @@ def hostile() -> Iterator[tuple[str, Site]]:
         site.scraper.services[name] = "http://x"
         samples = [Sample(0.0, 0.0, 0.0, 0.0), Sample(3.0, 1200.0, 2.0, 30.0)]
         site.scraper._instances[name, "0"] = Instance(name, "0", "http://x", state="ok", why="", samples=samples)
+    site.app.state.parts.overview.others = others = Scraper({SCRIPT: "http://127.0.0.1:1", "orders": "http://localhost:2"})
+    others._instances[SCRIPT, "0"] = Instance(SCRIPT, "0", "http://127.0.0.1:1", state="down", why=SCRIPT)
+    others._instances["orders", "0"] = Instance("orders", "0", "http://localhost:2", state="ok", why="")
     server = uvicorn.Server(uvicorn.Config(site.app, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -239,11 +242,18 @@ def hostile() -> Iterator[tuple[str, Site]]:
 
 def test_a_script_stays_text_wherever_it_is_put(hostile: tuple[str, Site], page: Page) -> None:
     page.goto(hostile[0])
-    for place in ("#reason-table", "#letter-table", "#segment-table", "#rule-table", "#alerts-open"):
+    for place in ("#reason-table", "#letter-table", "#segment-table", "#rule-table", "#alerts-open", "#pipelines"):
         expect(page.locator(place)).to_contain_text("<script>", timeout=15_000)
     time.sleep(1.5)  # another snapshot
     assert page.evaluate("window.hacked") is None
     assert page.locator("main script, main img").count() == 0
+
+
+def test_the_other_pipelines_are_listed_with_the_way_to_their_pages(hostile: tuple[str, Site], page: Page) -> None:
+    page.goto(hostile[0])
+    listed = page.get_by_role("navigation", name="Other pipelines")
+    expect(listed.get_by_role("link", name="orders")).to_have_attribute("href", "http://localhost:2", timeout=15_000)
+    expect(listed.get_by_role("listitem").first).to_contain_text("can't be reached")
 
 
 def test_a_view_beyond_its_objective_has_a_sign_and_others_have_none(hostile: tuple[str, Site], page: Page) -> None:

@@ -21,7 +21,7 @@ from tidemill.offline.lookup import TooFarBackError
 from tidemill.registry.signing import UNSIGNED
 from tidemill.watch.status import scrape
 from tidemill.watch.status.overview import flow
-from tidemill.watch.status.scrape import Instance, Scraper, parse
+from tidemill.watch.status.scrape import Instance, Scraper, _state_of, fetch, parse
 from tidemill.wire import topics
 
 pytestmark = pytest.mark.slow
@@ -295,6 +295,37 @@ def test_a_service_that_is_killed_in_the_middle_of_its_answer_is_down_and_nothin
         (found,) = scraper.instances
         assert found.state == "down"
         assert url in found.why
+
+
+def test_other_pipelines_are_listed_with_their_pages_and_how_they_are() -> None:
+    site, answers = Site(), iter([b"200 OK", b"200 OK", b"503 Not Ready"])
+    assert site.get("/api/overview")["pipelines"] == []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        urls = {"orders": f"http://127.0.0.1:{server.getsockname()[1]}", "clicks": "http://127.0.0.1:1"}
+
+        def serve() -> None:
+            for answer in answers:
+                connection, _ = server.accept()
+                connection.recv(1000)
+                connection.sendall(
+                    b"HTTP/1.1 " + answer + b"\r\nContent-Length: 13\r\nConnection: close\r\n\r\nredis: away \n"
+                )
+                connection.close()
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        site.app.state.parts.overview.others = others = Scraper(urls)
+        for name, url in urls.items():
+            others._scrape((name, "0", url))
+        listed = site.app.state.parts.overview.pipelines()
+        assert [(one["name"], one["url"], one["state"]) for one in listed] == [
+            ("orders", urls["orders"], "ok"),
+            ("clicks", "http://127.0.0.1:1", "down"),
+        ]
+        assert site.get("/api/pipelines") == ["flights", "orders", "clicks"]
+        status, answer = fetch(f"{urls['orders']}/readyz")
+        assert _state_of(others.instances[0], status, answer) == ("starting", "redis: away")
+        thread.join()
 
 
 # Who may change something, and what nobody can do.

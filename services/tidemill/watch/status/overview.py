@@ -62,8 +62,17 @@ def figures(window: Window, **selected: Any) -> dict[str, dict[Any, float]]:
 class Overview:
     """Puts together what the follower and the scraper know."""
 
-    def __init__(self, pipeline: Pipeline, follower: TopicFollower, scraper: Scraper, dependencies: Any) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        follower: TopicFollower,
+        scraper: Scraper,
+        dependencies: Any,
+        others: Scraper | None = None,
+    ) -> None:
         self.pipeline, self.follower, self.scraper, self.dependencies = pipeline, follower, scraper, dependencies
+        #: Of the status services of other pipelines.
+        self.others = others
         self.monitor: Monitor = pipeline.monitor
         self.metrics = [
             {"name": name, "bigger_is_better": bool(metric.bigger_is_better)}
@@ -87,6 +96,7 @@ class Overview:
             "metrics": self.metrics,
             "window_ms": milliseconds(self.monitor.window),
             "event_time": predictions[-1]["end"] if predictions else None,
+            "pipelines": self.pipelines(),
             "dependencies": self.dependencies(),
             "services": [instance.as_dict() for instance in instances],
             "flow": flow(instances),
@@ -101,6 +111,17 @@ class Overview:
             "promotions": self.promotions(),
             "refused": self.refused(),
         }
+
+    def pipelines(self) -> list[dict[str, Any]]:
+        """Return each other pipeline with its page, and whether its status service answers and finds all it needs."""
+        if self.others is None:
+            return []
+        first = {instance.name: instance for instance in reversed(self.others.instances)}
+        return [
+            {"name": name, "url": url, "state": first[name].state, "why": first[name].why}
+            for name, url in self.others.services.items()
+            if name in first
+        ]
 
     def refused(self) -> list[dict[str, Any]]:
         """Return the latest signed records that were not believed, so that nothing of them is shown elsewhere."""

@@ -136,10 +136,8 @@ def run(
     if accesses:
         access.on_access = AccessLog(pipeline, "status", settings.instance, accesses).note
     store = OnlineStore(settings.redis_address(), pipeline.name)
-    follower, scraper = (
-        TopicFollower(broker, pipeline, settings.keyring()),
-        Scraper(settings.services, settings.client_context()),
-    )
+    follower, tls = TopicFollower(broker, pipeline, settings.keyring()), settings.client_context()
+    scraper, others = Scraper(settings.services, tls), Scraper(settings.status_pipelines, tls)
     dependencies = Dependencies(broker, store, follower, declared)
     # A name of this process's own: several instances would fence each other off.
     sender = CertainSender(broker.common, f"{pipeline.name}.status.{uuid.uuid4().hex}")
@@ -193,7 +191,7 @@ def run(
     parts = Parts(
         follower=follower,
         scraper=scraper,
-        overview=Overview(pipeline, follower, scraper, dependencies.as_dicts),
+        overview=Overview(pipeline, follower, scraper, dependencies.as_dicts, others),
         lookup=LogLookup(pipeline, broker, store.features, manifest, lambda: scraper.event_time, keys),
         ready=dependencies.wrong,
         acknowledge=acknowledge,
@@ -201,7 +199,8 @@ def run(
         access=access,
         forgetting=waiting,
     )
-    threads = (follower, scraper, dependencies)
+    threads: list[TopicFollower | Scraper | Dependencies] = [follower, scraper, dependencies]
+    threads += [others] if others.services else []
     for thread in threads:
         thread.start()
     port = settings.http_port or PORT

@@ -169,3 +169,22 @@ export function updateStores(root, snapshot) {
     },
   );
 }
+
+const STATES = { ok: "", down: "can't be reached", starting: "is not ready", behind: "is behind" };
+
+/** The other pipelines, each with the way to its page. */
+export function updatePipelines(root, snapshot) {
+  const others = snapshot.pipelines ?? [];
+  root.hidden = !others.length;
+  keyed(
+    root.firstElementChild,
+    others,
+    (p) => p.name,
+    () => el("li", { class: "chip" }, el("i", { class: "dot", "aria-hidden": "true" }), el("a"), el("span")),
+    (node, p) => {
+      attr(attr(node, "class", `chip is-${p.state === "ok" ? "ok" : "down"}`), "title", p.why || null);
+      attr(text(node.children[1], p.name), "href", p.url);
+      text(node.lastChild, STATES[p.state] ?? p.state);
+    },
+  );
+}

@@ -4,7 +4,7 @@ import { updateAlerts } from "./alerts.js";
 import { byId } from "./dom.js";
 import { Drift } from "./drift.js";
 import { Freshness } from "./freshness.js";
-import { setConnection, tick, updateHeader, updateStores, updateVitals } from "./header.js";
+import { setConnection, tick, updateHeader, updatePipelines, updateStores, updateVitals } from "./header.js";
 import { Letters } from "./letters.js";
 import { follow } from "./live.js";
 import { intoSight, startLookup } from "./lookup.js";
@@ -60,6 +60,7 @@ function showSubject(alert) {
 
 const panels = [
   () => updateHeader(snapshot),
+  () => updatePipelines(byId("pipelines"), snapshot),
   () => updateVitals(byId("vitals"), snapshot),
   () => {
     const drawn = river(snapshot);

@@ -72,8 +72,8 @@ def pipeline(parts: FromApp) -> dict[str, Any]:
 @router.get("/pipelines")
 @needs(Role.VIEWER)
 def pipelines(parts: FromApp) -> list[str]:
-    """The pipelines that this service shows."""
-    return [parts.overview.pipeline.name]
+    """The pipeline that this service shows, and those that its page lists."""
+    return [parts.overview.pipeline.name, *(other["name"] for other in parts.overview.pipelines())]
 
 
 @router.get("/services")
