@@ -121,22 +121,19 @@ def test_what_calls_make_is_found_at_its_place_whatever_is_opened_meanwhile() ->
 
 
 def test_threads_do_not_take_what_others_have_made() -> None:
-    opened: dict[int, Any] = {}
+    other = snapshots.dump(_values(20))
+    opened: list[Any] = []
 
-    def work(seed: int) -> None:
-        data = snapshots.dump([_values(seed)] * 3 + [np.zeros(10_000), _values(seed + 1)])
-        # Each piece is waited for, so that the threads' pieces come in turns.
-        opened[seed] = [snapshots.load(data, pause=1e-6) for _ in range(2)]
-
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in (10, 20, 30)]
-    for thread in threads:
+    def meanwhile(_: float) -> None:
+        thread = threading.Thread(target=lambda: opened.append(snapshots.load(other)))
         thread.start()
-    for thread in threads:
         thread.join()
-    for seed, models in opened.items():
-        for model in models:
-            assert _shown(model[0]) == _shown(_values(seed))
-            assert _shown(model[4]) == _shown(_values(seed + 1))
+
+    data = snapshots.dump([_values(10), "x" * 100_000, _values(11), "y" * 100_000, _values(12)])
+    mine = snapshots.load(data, pause=1.0, sleep=meanwhile)
+    assert len(opened) > 4, "another one is opened before, in and after the trial"
+    for made, seed in ((mine[0], 10), (mine[2], 11), (mine[4], 12), *((one, 20) for one in opened)):
+        assert _shown(made) == _shown(_values(seed))
 
 
 def test_what_a_refused_snapshot_has_made_is_let_go_of() -> None:
