@@ -58,6 +58,15 @@ def deny(kafka: RealKafka, kind: ResourceType, name: str, operation: AclOperatio
     admin = AdminClient({"bootstrap.servers": kafka.servers})
     for done in admin.create_acls(bindings).values():
         done.result(10)
+    until(lambda: len(acls_of(admin, kind, name)) >= len(bindings), "the broker does not know of them")
+
+
+def acls_of(admin: AdminClient, kind: ResourceType, name: str) -> list[AclBinding]:
+    """Return what the broker goes by; it hears of a change a moment after that is made."""
+    every = AclBindingFilter(
+        kind, name, ResourcePatternType.LITERAL, None, None, AclOperation.ANY, AclPermissionType.ANY
+    )
+    return admin.describe_acls(every).result(10)  # type: ignore[no-any-return]
 
 
 def grant_again(kafka: RealKafka, kind: ResourceType, name: str) -> None:
@@ -68,6 +77,7 @@ def grant_again(kafka: RealKafka, kind: ResourceType, name: str) -> None:
     admin = AdminClient({"bootstrap.servers": kafka.servers})
     for done in admin.delete_acls([every]).values():
         assert done.result(10)
+    until(lambda: not acls_of(admin, kind, name), "the broker still goes by them")
 
 
 class PassOn(Processor):

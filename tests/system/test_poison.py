@@ -57,8 +57,17 @@ def producer(run: Running) -> Producer:
 
 
 def everything(run: Running, topic: Topic) -> list[Any]:
-    """Return all committed records of a topic, in order within each partition."""
-    return [record for batch in run.broker.read(full_range(run.broker, run.name(topic))) for record in batch]
+    """Return all committed records of a topic, in order within each partition.
+
+    What is committed is read a moment later, when the transaction's markers are written.
+    """
+    name, broker = run.name(topic), run.broker
+    slots = [TopicPartition(name, number) for number in range(broker.partitions(name))]
+    until(
+        lambda: all(broker.offset_range(slot)[1] == broker.end_offset(slot) for slot in slots),
+        f"a transaction is open in {name}",
+    )
+    return [record for batch in broker.read(full_range(broker, name)) for record in batch]
 
 
 def settled(run: Running, sent: int) -> bool:
