@@ -228,7 +228,9 @@ def hostile() -> Iterator[tuple[str, Site]]:
         site.scraper.services[name] = "http://x"
         samples = [Sample(0.0, 0.0, 0.0, 0.0), Sample(3.0, 1200.0, 2.0, 30.0)]
         site.scraper._instances[name, "0"] = Instance(name, "0", "http://x", state="ok", why="", samples=samples)
-    site.app.state.parts.overview.others = others = Scraper({SCRIPT: "http://127.0.0.1:1", "orders": "http://localhost:2"})
+    site.app.state.parts.overview.others = others = Scraper(
+        {SCRIPT: "http://127.0.0.1:1", "orders": "http://localhost:2"}
+    )
     others._instances[SCRIPT, "0"] = Instance(SCRIPT, "0", "http://127.0.0.1:1", state="down", why=SCRIPT)
     others._instances["orders", "0"] = Instance("orders", "0", "http://localhost:2", state="ok", why="")
     server = uvicorn.Server(uvicorn.Config(site.app, host="127.0.0.1", port=port, log_level="error"))
