@@ -17,6 +17,8 @@ from tidemill.offline import scaffold
 from tidemill.offline.scaffold.columns import columns_of
 from tidemill.offline.scaffold.plan import Data, Options, Plan, plan
 
+pytestmark = pytest.mark.slow
+
 MIDNIGHT = dt.datetime(2026, 1, 5)
 
 
