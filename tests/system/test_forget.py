@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -32,7 +33,12 @@ from tidemill.wire.records import vector_to_x
 
 TOKEN = "a-token-for-these-tests-0123456789"
 PLANES = 20
-CHANGES = 'forgetting=__import__("tidemill").Forgetting(within="7d", every="1s")'
+SHADOW = 20
+CHANGES = f'forgetting=__import__("tidemill").Forgetting(within="7d", every="1s", shadow={SHADOW})'
+#: Of a month that is replayed at once, labels would wait too long for their predictions.
+SPEED = {1: 1e12, 31: 8e3}
+#: Messages a second while they are forgotten.
+RATE = {1: 1e12, 31: 200.0}
 #: A broker whose cleaner and retention look often: by default they do every 15 s and 5 min.
 OFTEN = ("log.cleaner.backoff.ms=500", "log.retention.check.interval.ms=1000", "log.initial.task.delay.ms=1000")
 
@@ -85,6 +91,16 @@ def records(run: Running, topic: Topic) -> list:
 def predicted(run: Running) -> list[str]:
     codec = run.records.prediction_log
     return [codec.decode(record.value())["features"]["event_id"] for record in records(run, topics.PREDICTION_LOG)]
+
+
+def lives(run: Running, model: str) -> list[tuple[bool, set[int]]]:
+    """Of each prediction of a partition, in order: whether the champion is of a life before, and which answered."""
+    codec, found = run.records.prediction_log, []
+    for record in records(run, topics.PREDICTION_LOG):
+        log = codec.decode(record.value())
+        epochs = {one["epoch"] for one in (log["champion"], *log["challengers"]) if one["model"] == model}
+        found.append((log["champion"]["epoch"] == 0, epochs))
+    return found
 
 
 def vectors_of(run: Running, is_meant: Callable[[str], bool]) -> set[bytes]:
@@ -146,8 +162,13 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
     for role in ("status", "archiver"):
         run.stack.start(role)
     run.stack.wait_ready(600)
-    limit = [part]
-    replay = Replay(run.broker.servers, messages, speed=1e12, has_room=lambda: replay.events + replay.labels < limit[0])
+    limit, loaded_from = [part], [math.inf]
+
+    def has_room() -> bool:
+        room = limit[0] + RATE[days] * max(0.0, time.monotonic() - loaded_from[0])
+        return replay.events + replay.labels < room
+
+    replay = Replay(run.broker.servers, messages, speed=SPEED[days], has_room=has_room)
     replay.start()
     labelled = {(m.key or b"").decode() for m in messages[:part] if not m.is_event}
 
@@ -186,7 +207,7 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
     time.sleep(1)
     arguments = ["forget", run.reference, "--due", "--out", str(tmp_path / "c")]
     killed, began = [], time.monotonic()
-    for step in ("request", "erasing from", "deleting", "waiting", "folding", "closing", "searching"):
+    for step in ("request", "erasing from", "deleting", "waiting", "folding", "comparing", "closing", "searching"):
         limit[0] = min(len(messages), limit[0] + 30)
         process = subprocess.Popen(
             [sys.executable, "-m", "tidemill.cli", *arguments], env=environment(run), stderr=subprocess.PIPE, text=True
@@ -202,7 +223,7 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
         run.stack.check()
         if process.returncode == 0:
             break
-    limit[0] = len(messages) + 1
+    loaded_from[0] = time.monotonic() - 1
     began_last = time.monotonic()
     printed = command(run, *arguments)
     assert "forgotten" in printed
@@ -221,12 +242,18 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
             "it was killed meanwhile, and what it knew of those that are gone is kept"
         )
         assert f"{one['model']}: " in printed
+        assert one["shadow"]["predictions"] >= SHADOW
+        assert one["examples"] == min(1000, one["examples"]) > 100
+        assert one["metrics_before"].keys() == one["metrics_after"].keys() != set()
     assert certificate["searched"]["vectors"] == certificate["searched"]["vectors_of_request"] > 0
     assert certificate["searched"]["vectors_too_plain_to_search"] < certificate["searched"]["vectors"] / 10
     assert set(certificate["files"]) == {run.name(one) for one in (topics.EVENTS, topics.LABELS, topics.PREDICTIONS)}
     others = {(m.key or b"").decode() for m in messages if m.is_event} - set(forgotten)
     until(slowly(lambda: set(predicted(run)) >= others), "others are not predicted", 300, run.stack.check)
     assert Counter(predicted(run)) == Counter(others), "none of the others is lost or doubled"
+    shown = lives(run, run.pipeline.champion)
+    assert sum(was and epochs == {0, 1} for was, epochs in shown) >= SHADOW, "beside the one that serves"
+    assert any(not was and epochs == {1} for was, epochs in shown), "then it serves alone"
     deadline = time.monotonic() + 60
     vectors -= vectors_of(run, lambda _: True)  # of those that others had as well
     assert vectors

@@ -158,7 +158,8 @@ def _write(work: Forget, certificate: dict[str, Any], out: Path) -> None:
         change = "unknown" if one["largest_change"] is None else f"{one['largest_change']:.3g}"
         before, after = (certificate_page.metrics_text(one[f"metrics_{when}"]) for when in ("before", "after"))
         click.echo(
-            f"{one['model']}: {before} before, {after} after; largest change of a score on test vectors {change}"
+            f"{one['model']}: {before} before, {after} after, in the latest {one['examples']:,} examples; largest "
+            f"change of a score on test vectors {change}, in the shadow {certificate_page.shadow_text(one['shadow'])}"
         )
     click.echo(f"{again} on {minute(certificate['done_at'])} UTC, request {certificate['request']}")
     click.echo(f"written: {out / f'{KIND}.json'}, {out / f'{KIND}.html'}")

@@ -28,11 +28,14 @@ class Forgetting:
     every
         How often requests are carried out, all that wait at once, so that models are folded again once in that time;
         None: each at once.
+    shadow
+        So many predictions a model that was folded again answers in the shadow of itself as it was, before it serves.
     """
 
     within: Duration = "30d"
     fields: Annotated[Sequence[str], Field(examples=[["user_id"]])] = ()
     every: Duration | None = None
+    shadow: Annotated[int, Field(ge=0, le=1_000_000)] = 100
 
     def check(self, types: Mapping[str, Any], fail: Fail) -> None:
         """Check the fields, and that events have those that are named."""

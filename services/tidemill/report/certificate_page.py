@@ -25,6 +25,13 @@ def metrics_text(values: Mapping[str, float] | None) -> str:
     return ", ".join(f"{name} {value:.6g}" for name, value in (values or {}).items()) or "-"
 
 
+def shadow_text(shadow: Mapping[str, Any] | None) -> str:
+    """Return by how much a model answered otherwise in the shadow; a dash where nothing was asked."""
+    if not shadow or not shadow["predictions"]:
+        return "-"
+    return f"{shadow['largest']:.3g} (mean {shadow['mean']:.3g}, {shadow['predictions']:,} predictions)"
+
+
 def render(certificate: Mapping[str, Any], key: str) -> str:
     """Return the page; `key` is the id of the key that signs it."""
     of = certificate
@@ -40,6 +47,7 @@ def render(certificate: Mapping[str, Any], key: str) -> str:
             metrics_text(one["metrics_before"]),
             metrics_text(one["metrics_after"]),
             "-" if one["largest_change"] is None else f"{one['largest_change']:.3g}",
+            shadow_text(one["shadow"]),
         )
         for one in of["models"]
     ]
@@ -59,7 +67,16 @@ def render(certificate: Mapping[str, Any], key: str) -> str:
         + _table(("store", "found", "left"), [(s, of["found"].get(s, of["erased"].get(s)), 0) for s in stores]),
         "<h2>Models, folded again</h2>"
         + _table(
-            ("model", "life/version before", "after", "metrics before", "after", "largest change of score"), models
+            (
+                "model",
+                "life/version before",
+                "after",
+                "metrics in the latest examples before",
+                "after",
+                "largest change of score",
+                "in the shadow",
+            ),
+            models,
         ),
     ]
     if kept:

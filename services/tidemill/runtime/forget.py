@@ -23,6 +23,7 @@ from functools import cached_property
 from typing import Any, cast
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.declare.scorecard import Scorecard
 from tidemill.declare.stream import Stream
 from tidemill.encoding.codec import HEADER, Codec
 from tidemill.errors import ArtifactError, BrokerError, SettingsError, StoreError, TidemillError
@@ -45,16 +46,17 @@ from tidemill.registry.forgetting import (
     split,
 )
 from tidemill.registry.manifests import Manifest, Registry
-from tidemill.registry.signing import LogWriter
+from tidemill.registry.signing import LogWriter, backwards
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.erasing import Eraser, by_partition, stored
 from tidemill.stream.kafka.producer import Sender
+from tidemill.stream.ranges import full_range
 from tidemill.stream.restore import own_metadata
 from tidemill.stream.topic import Topic
 from tidemill.stream.unique_keys import is_unique, natural
 from tidemill.wire import topics
-from tidemill.wire.records import Records, vector_to_x
+from tidemill.wire.records import Example, Records, newness, vector_to_x
 
 #: By what names the entity only by its events, then by what names both.
 _BY_EVENT = (topics.LABELS, topics.LABELS_VALID, topics.DLQ, topics.UPDATES, topics.PREDICTIONS, topics.FEATURES)
@@ -63,6 +65,8 @@ _BY_ENTITY = (topics.EVENTS, topics.EXPIRED, topics.EVENTS_VALID, topics.PREDICT
 MAX_ROUNDS = 5
 #: Most events of one request, whose hashes are one record.
 MAX_EVENTS = 80_000
+#: So many latest examples are answered again by both models.
+MAX_COMPARED = 1_000
 #: Of so many latest requests what the artifact store may still have is deleted.
 MAX_LEFT_BEHIND = 100
 #: How often brokers look what they may delete.
@@ -573,6 +577,32 @@ class Forget:
             time.sleep(1.0)
         return self._replace(asked, content, learned, subject)
 
+    def _shadow(self, names: Sequence[str], learned: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+        """Return by how much models answer otherwise in the shadow, once enough was asked or patience is over."""
+        wanted = self.pipeline.forgetting.shadow if self.pipeline.forgetting else 0
+        if wanted:
+            self.say(f"comparing {', '.join(names)} with what they were, in the shadow of {wanted:,} predictions")
+        differences: dict[str, list[float]] = {name: [] for name in names}
+        place, at = topics.PREDICTION_LOG.name(self.pipeline), dict[TopicPartition, int]()
+        deadline = time.monotonic() + self.patience
+        while min(map(len, differences.values()), default=wanted) < wanted:
+            ranges = {one: (at.get(one, low), high) for one, (low, high) in full_range(self.broker, place).items()}
+            at = {one: high for one, (_, high) in ranges.items()}
+            for record in (record for batch in self.broker.read(ranges) for record in batch):
+                if (logged := self.records.prediction_log.of(record.value())) is not None:
+                    scores = sorted((logged["champion"], *logged["challengers"]), key=newness)
+                    for name in names:
+                        lives = {one["epoch"] > learned[name]: one["score"] for one in scores if one["model"] == name}
+                        if len(lives) == 2:
+                            differences[name].append(abs(lives[True] - lives[False]))
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        return {
+            name: {"predictions": len(some), "largest": max(some, default=None), "mean": sum(some) / max(1, len(some))}
+            for name, some in differences.items()
+        }
+
     def _replace(
         self, asked: Forgetting, content: Mapping[str, Any], learned: Mapping[str, int], subject: Subject
     ) -> list[dict[str, Any]]:
@@ -583,9 +613,15 @@ class Forget:
         requests = Requests(self.pipeline, self.broker, self.registry.keys).records
         known = [json.loads(one.content) for one in requests if (one.id, one.state) == (asked.id, "erasing")]
         reports: list[dict[str, Any]] = known[0]["models"] if known else []
-        for name in learned if not known else ():
-            before = max((m for m in old if m.model == name), key=lambda m: m.newness, default=None)
-            reports.append(self._compared(name, before, newest[name]))
+        if not known:
+            shadow, examples = self._shadow([name for name in learned if "~" not in name], learned), self._latest()
+            newest = self._newest()
+            for name in learned:
+                before = max((m for m in old if m.model == name), key=lambda m: m.newness, default=None)
+                compared = self._compared(name, before, newest[name], examples)
+                reports.append(compared | {"shadow": shadow.get(name)})
+            # Whoever still answers by a model of before goes on with its newest life, as after a start.
+            self.renew_states(asked.id)
         # Before anything goes: it could not be compared then, and gaps in chains would look as if somebody made them.
         going = [self.registry.codec.parse(record.value()) for record in with_vectors]
         if going or not known:
@@ -620,24 +656,55 @@ class Forget:
         declared = self.pipeline.model(model)
         return specialised(declared) is not declared
 
-    def _compared(self, name: str, before: Manifest | None, after: Manifest) -> dict[str, Any]:
+    def _latest(self) -> list[Example]:
+        """Return the latest examples that are left."""
+        place, codec, latest = topics.EXAMPLES.name(self.pipeline), self.records.example, list[Example]()
+        first, end = self.broker.offset_range(TopicPartition(place, 0))
+        for low, high in backwards(first, end, MAX_COMPARED, growth=4):
+            batches = self.broker.read({TopicPartition(place, 0): (low, high)})
+            some = [codec.of(record.value()) for batch in batches for record in batch]
+            latest = [*(one for one in some if one is not None), *latest]
+            if len(latest) >= MAX_COMPARED:
+                break
+        return latest[-MAX_COMPARED:]
+
+    def _compared(
+        self, name: str, before: Manifest | None, after: Manifest, examples: Sequence[Example]
+    ) -> dict[str, Any]:
+        """Return what both versions answer to the same latest examples, and to test vectors."""
         report: dict[str, Any] = {
             "model": name,
             "version_before": [before.epoch, before.version] if before else None,
             "version_after": [after.epoch, after.version],
-            "metrics_before": dict(before.metrics) if before else None,
-            "metrics_after": dict(after.metrics),
+            "examples": len(examples),
+            "metrics_before": None,
+            "metrics_after": None,
             "largest_change": None,
         }
+        kind = self.pipeline.kind
         try:
+            models = [specialised(self.registry.open(one).model) for one in (before, after) if one is not None]
+            for when, model in zip(("before", "after")[-len(models) :], models, strict=True):
+                report[f"metrics_{when}"] = self._metrics(model, examples)
             if before is not None and after.golden:
-                models = [self.registry.open(one).model for one in (before, after)]
                 xs = [vector_to_x(self.records.vector.record(golden["vector"])) for golden in after.golden]
-                scores = [[self.pipeline.kind.ask(model, x) for x in xs] for model in models]
+                scores = [[kind.ask(model, x) for x in xs] for model in models]
                 report["largest_change"] = max(abs(one - other) for one, other in zip(*scores, strict=True))
         except TidemillError:
             pass  # deleted already, by a run that broke off
         return report
+
+    def _metrics(self, model: Any, examples: Iterable[Example]) -> dict[str, float]:
+        """Return the metrics of what a model answers to examples; where it fails it has not answered."""
+        scorecard, kind = Scorecard(self.pipeline.metric()), self.pipeline.kind
+        for one in examples:
+            try:
+                judged = kind.judged(*kind.predict(model, vector_to_x(one["prediction"]["features"]["vector"])))
+            except Exception:  # noqa: S112  a model's own code
+                continue
+            if judged is not None:
+                scorecard.update(one["label"], judged)
+        return dict(scorecard.values())
 
     # The end ----------------------------------------------------------------------------------------------------------
 

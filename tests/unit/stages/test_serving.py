@@ -22,7 +22,7 @@ from tidemill.registry.store import ArtifactStore
 from tidemill.runtime.run import topic_table
 from tidemill.stages.scorer.feed import RETRY_SECONDS, ModelFeed, ServingChange
 from tidemill.stages.scorer.service import Scorer, share_of
-from tidemill.stream.api import TopicPartition
+from tidemill.stream.api import Position, TopicPartition
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.wire import topics
 from tidemill.wire.records import Records
@@ -309,3 +309,50 @@ class TestTheFeed:
         step = Scorer(PIPELINE, feed.take)
         step.swap()
         assert step.models["slow~2"].version == 6
+
+
+class TestAnotherLife:
+    """A model that was folded again, where forgetting declares a shadow."""
+
+    def step(self, shadow: int = 3) -> Scorer:
+        step = Scorer(PIPELINE, shadow=shadow)
+        step.put("linear", 10, Says(0.1))
+        step.put("linear", 7, Says(0.7), epoch=1)
+        return step
+
+    def served(self, step: Scorer) -> tuple[int, int]:
+        (log,) = score(step)
+        return log["champion"]["epoch"], log["champion"]["version"]
+
+    def test_it_answers_in_the_shadow_of_the_one_before_for_so_many_predictions(self) -> None:
+        step = self.step()
+        (log,) = score(step)
+        assert answers(log)[:2] == [("linear", 10), ("slow", 0)]
+        assert [(one["epoch"], one["score"]) for one in log["challengers"] if one["model"] == "linear"] == [(1, 0.7)]
+        step.put("linear", 8, Says(0.8), epoch=1)
+        assert answers(score(step)[0]).count(("linear", 8)) == 1, "as it learns on"
+        assert [self.served(step) for _ in range(3)] == [(0, 10), (1, 8), (1, 8)]
+        assert ("linear", 10) not in answers(score(step)[0])
+
+    def test_a_model_without_a_version_or_a_shadow_takes_it_at_once(self) -> None:
+        assert self.served(self.step(shadow=0)) == (1, 7)
+        step = Scorer(PIPELINE, shadow=3)
+        step.put("linear", 7, Says(0.7), epoch=1)
+        assert self.served(step) == (1, 7)
+
+    def test_where_records_were_erased_no_model_of_a_life_before_answers_again(self) -> None:
+        step = self.step()
+        assert self.served(step) == (0, 10)
+        step.erased = 1
+        step.assign(TopicPartition("small.features", 0), Position(0))
+        assert (step.models["linear"].epoch, step.models["linear"].version) == (1, 7)
+        assert step.models["linear"].before is None
+        at_once = self.step(shadow=0)
+        assert at_once.models["linear"].before is not None
+        at_once.erased = 1
+        at_once.swap()
+        assert at_once.models["linear"].before is None
+        at_once.put("linear", 9, Says(0.9), epoch=1)
+        at_once.erased = 2
+        at_once.swap()
+        assert at_once.models["linear"].before[0] == 7, "it has learned nothing of what was erased"

@@ -3,7 +3,8 @@
 reads   <pipeline>.features by entity; the registry (<pipeline>.models, <pipeline>.promotions), every instance all of it
 writes  <pipeline>.predictions by entity, <pipeline>.prediction-log by event id, <pipeline>.dlq
 state   the serving model, and the newest verified version of every model; before a model's first version, the declared
-        one, which has learned nothing
+        one, which has learned nothing. A model that was folded again answers in the shadow of itself as it was, where
+        that is declared, for so many predictions, or until records were erased or the process starts
 outage  a newest version that can't be opened leaves the version in use where it is. Where none is in use, as after a
         start, the model does not answer; where it is the serving one, no prediction is made until it can be opened
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -70,9 +72,11 @@ class Scorer(DeadLetterProcessor):
     ----------
     take
         Returns model versions and serving changes that are ready; called between batches.
+    shadow
+        So many predictions another life of a model answers in the shadow of the one before; 0: it serves at once.
     """
 
-    def __init__(self, pipeline: Pipeline, take: Callable[[], Sequence[Ready]] = tuple) -> None:
+    def __init__(self, pipeline: Pipeline, take: Callable[[], Sequence[Ready]] = tuple, *, shadow: int = 0) -> None:
         super().__init__(pipeline.name, "scorer")
         self.pipeline, self.records = pipeline, Records(pipeline)
         self.models = {name: ServingSlot(name, 0, specialised(pipeline.model(name))) for name in pipeline.model_names}
@@ -80,6 +84,9 @@ class Scorer(DeadLetterProcessor):
         self.log = topics.PREDICTION_LOG.name(pipeline.name)
         self._predict, self._is_valid_score = pipeline.kind.predict, pipeline.kind.is_valid_score
         self._take, self._prediction_headers = take, prediction_headers(pipeline)
+        self.shadow, self._shadowed, self._erased = shadow, Counter[str](), self.erased
+        #: By model, another life of it that answers in the shadow.
+        self._lives: dict[str, ServingSlot] = {}
         self._unopened = dict.fromkeys(pipeline.model_names, False)
         self.change(ServingChange(ModelRef(pipeline.champion)))
 
@@ -107,8 +114,11 @@ class Scorer(DeadLetterProcessor):
 
     def put(self, name: str, version: int, model: Any, epoch: int = 0) -> None:
         """Put another version of a model in use; a candidate that is no longer followed is left out."""
-        if name in self.models:
-            self.models[name].put(version, model, epoch)
+        slot = self.models.get(name)
+        if slot and self.shadow and slot.version and epoch > slot.epoch:
+            self._lives[name] = ServingSlot(name, version, model, epoch)
+        elif slot:
+            slot.put(version, model, epoch)
         elif name in self._follows:
             self.models[name] = ServingSlot(name, version, model, epoch)
             self._arrange()
@@ -133,6 +143,22 @@ class Scorer(DeadLetterProcessor):
                 self.put(manifest.model, manifest.version, item.snapshot.model, manifest.epoch)
                 self.counts["model_loads", "loaded"] += 1
                 self._unopened[manifest.model] = False
+        self._end_shadows()
+
+    def _end_shadows(self) -> None:
+        """Have other lives serve that have answered often enough.
+
+        Where records were erased, all do, and no model of a life before answers ever again.
+        """
+        were_erased, self._erased = self.erased > self._erased, self.erased
+        for name in [name for name in self._lives if were_erased or self._shadowed[name] >= self.shadow]:
+            life = self._lives.pop(name)
+            del self._shadowed[name]
+            if name in self.models:
+                self.models[name].put(life.version, life.model, life.epoch)
+        for slot in self.models.values() if were_erased else ():
+            if slot.before and slot.before[-1] < slot.epoch:
+                slot.before = None
 
     def _keep(self, unopened: Unopened) -> None:
         """Keep the version in use where there is one; a model that has only been declared does not answer instead."""
@@ -268,7 +294,11 @@ class Scorer(DeadLetterProcessor):
 
     def _shadow(self, served: Score, x: Mapping[str, Any]) -> list[Score]:
         scores, name, version, epoch = [], served["model"], served["version"], served["epoch"]
-        for slot in self.serving_slots:
+        slots = self.serving_slots
+        if self._lives:
+            self._shadowed.update(self._lives.keys())
+            slots = (*slots, *self._lives.values())
+        for slot in slots:
             if slot.why_not or (slot.version == version and slot.name == name and slot.epoch == epoch):
                 continue
             try:
@@ -286,4 +316,5 @@ class Scorer(DeadLetterProcessor):
 
 def build(pipeline: Pipeline, take: Callable[[], Sequence[Ready]]) -> Service:
     """Wire the scorer to its topics."""
-    return service("scorer", pipeline, Scorer(pipeline, take))
+    shadow = pipeline.forgetting.shadow if pipeline.forgetting else 0
+    return service("scorer", pipeline, Scorer(pipeline, take, shadow=shadow))
