@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
 import json
 import time
 import uuid
@@ -20,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.scorecard import Scorecard
@@ -47,6 +46,7 @@ from tidemill.registry.forgetting import (
 )
 from tidemill.registry.manifests import Manifest, Registry
 from tidemill.registry.signing import LogWriter, backwards
+from tidemill.runtime.archived import Archived
 from tidemill.stream.api import TopicPartition
 from tidemill.stream.kafka.broker import KafkaBroker
 from tidemill.stream.kafka.erasing import Eraser, by_partition, stored
@@ -147,6 +147,7 @@ class Forget:
             )
         self.pipeline, self.broker, self.registry, self.redis, self.archive = pipeline, broker, registry, redis, archive
         self.kept, self.reset, self.say, self.patience = frozenset(kept), reset, say, patience
+        self.archived = Archived(archive, pipeline.name) if archive else None
         self.mentions_too = mentions_too
         self.records = Records(pipeline)
         self.hashes = Hashes(pipeline.name, registry.keys)
@@ -215,7 +216,7 @@ class Forget:
                     findings.mentions += [batch[index] for index in sorted(others)]
                 some += [batch[index] for index in sorted(hits)]
         findings.keys = list(self._keys(search))
-        findings.files = dict(self._files(search))
+        findings.files = dict(self.archived.found(search)) if self.archived else {}
         return findings
 
     def _by_id(
@@ -283,27 +284,6 @@ class Forget:
                     value = client.hgetall(key) if kind == "hash" else value
                     value = sorted(map(str, client.smembers(key))) if kind == "set" else value
                     yield str(key), f"{key}\n{value}".encode()
-
-    def _files(self, search: ByteSearch) -> Iterator[tuple[str, int]]:
-        """Yield the archive's files that hold an id, with how many rows of each do."""
-        if self.archive is None:
-            return
-        import pyarrow.parquet as pq
-
-        from tidemill.wire.archive_rows import table_format
-
-        if format_ := table_format(self.archive, f"{self.pipeline.name}/*"):
-            raise SettingsError(
-                f"archive {self.archive.url} has tables of {format_}, whose logs keep ids in statistics: nothing is "
-                f"erased there yet; use archive_format=parquet, or delete the table, and run it again"
-            )
-        for path in self.archive.glob(f"{self.pipeline.name}/*/date=*/*.parquet"):
-            data = self.archive.read(path)
-            if data is None:
-                continue
-            table = pq.read_table(io.BytesIO(data))
-            if (hits := len(_rows_with(search, table))) or search.holds(data):
-                yield path, hits
 
     # Erasing ----------------------------------------------------------------------------------------------------------
 
@@ -393,18 +373,8 @@ class Forget:
                 continue
             for _, id_ in subject.entities:
                 self.redis.srem(key, id_)
-        for path, _ in self._files(subject.search):
-            self._rewrite(path, subject.search)
-
-    def _rewrite(self, path: str, search: ByteSearch) -> None:
-        import pyarrow.parquet as pq
-
-        assert self.archive is not None  # noqa: S101  found there
-        table = pq.read_table(io.BytesIO(self.archive.read(path) or b""))
-        gone = set(_rows_with(search, table))
-        out = io.BytesIO()
-        pq.write_table(table.take([n for n in range(table.num_rows) if n not in gone]), out, compression="zstd")
-        self.archive.write(path, out.getvalue())
+        if self.archived:
+            self.archived.erase(subject.search)
 
     # The request ------------------------------------------------------------------------------------------------------
 
@@ -739,7 +709,7 @@ class Forget:
                     is_others = id_ is not None and id_ not in subject.events
                     (shared if is_others else left.setdefault(name, set())).add(vector)
         left["Redis"] = {vector for _, vector in search.among([text for _, text in self._values()])}
-        for ids, rows in self._rows():
+        for ids, rows in self.archived.rows() if self.archived else ():
             for index, vector in search.among(rows):
                 (left.setdefault("archive", set()) if ids[index] in subject.events else shared).add(vector)
         left["artifacts"] = {vector for _, data in self._artifacts() for _, vector in search.among([data])}
@@ -752,16 +722,6 @@ class Forget:
                 yield digest, self.registry.store.get(digest)
             except (ArtifactError, StoreError):
                 continue
-
-    def _rows(self) -> Iterator[tuple[list[str], list[bytes]]]:
-        """Yield the ids of the events in each of the archive's files, and the numbers of each row as text."""
-        import pyarrow.parquet as pq
-
-        for path in self.archive.glob(f"{self.pipeline.name}/*/date=*/*.parquet") if self.archive else ():
-            table = pq.read_table(io.BytesIO(cast("Files", self.archive).read(path) or b""))
-            numbers = [one.name for one in table.schema if str(one.type) == "double"]
-            rows = [repr(row).encode() for row in table.select(numbers).to_pylist()]
-            yield table.column("event_id").to_pylist(), rows
 
     def check_again(self, entities: Sequence[Entity], request: str) -> Findings:
         """Return what there is of entities that were forgotten with a request. Raises SettingsError for no request."""
@@ -866,12 +826,6 @@ def _is_of(asked: Forgetting, hashed: Sequence[str], carried: Sequence[str]) -> 
     """Whether a request is of exactly these entities, and carries out these that waited."""
     is_same = sorted(asked.entities) == sorted(hashed)
     return is_same and json.loads(asked.content).get("requests", []) == list(carried)
-
-
-def _rows_with(search: ByteSearch, table: Any) -> list[int]:
-    """Return the rows of a pyarrow Table that hold a text."""
-    texts = [one.name for one in table.schema if str(one.type) == "string"]
-    return search.among([repr(row).encode() for row in table.select(texts).to_pylist()])
 
 
 def _content(codec: Codec, value: bytes) -> Any:

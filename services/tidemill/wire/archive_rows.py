@@ -195,13 +195,13 @@ def table_format(files: Files, place: str) -> str | None:
     return next((name for name, mark in TABLES.items() if files.glob(f"{place}/{mark}")), None)
 
 
-def _paths_of_table(files: Files, pipeline: str, topic: str, format_: str) -> list[str]:
+def paths_of_table(files: Files, pipeline: str, topic: str, format_: str) -> list[str]:
     """Return the files of a table: it may have others beside them, of writes that were not committed."""
     try:
         if format_ == "iceberg":
-            from tidemill.wire.iceberg import paths_of_table
+            from tidemill.wire import iceberg
 
-            return paths_of_table(files.url, pipeline, topic)
+            return iceberg.paths_of_table(files.url, pipeline, topic)
         from deltalake import DeltaTable
     except ModuleNotFoundError as error:
         raise SettingsError(
@@ -227,7 +227,7 @@ def read(pipeline: Pipeline, files: Files, *, labelled: bool, wanted: Callable[[
     form = RowFormat(pipeline, labelled=labelled)
     place = f"{pipeline.name}/{topic.suffix}"
     if format_ := table_format(files, place):
-        paths = _paths_of_table(files, pipeline.name, topic.suffix, format_)
+        paths = paths_of_table(files, pipeline.name, topic.suffix, format_)
     else:
         paths = files.glob(f"{place}/date=*/*.parquet")
     if not paths:

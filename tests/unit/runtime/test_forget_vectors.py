@@ -43,7 +43,7 @@ class Work(Forget):
     def __init__(self, artifacts: Mapping[str, bytes]) -> None:
         self.pipeline, self.records, self.kept = FLIGHTS, RECORDS, frozenset()
         self.broker: Any = self
-        self.redis = self.archive = None
+        self.redis = self.archive = self.archived = None
         self.artifacts = artifacts
 
     def partitions(self, _: str) -> int:
