@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tidemill.errors import SettingsError, StoreError
+from tidemill.errors import StoreError
 from tidemill.wire.archive_rows import paths_of_table, table_format
 
 if TYPE_CHECKING:
@@ -89,12 +89,11 @@ class Archived:
             rows = pa.array(rows_with(search, table), pa.int64())
             for row in table.select(["partition", "offset"]).take(rows).to_pylist():
                 offsets.setdefault(row["partition"], []).append(row["offset"])
-        delete, clean = (_delete_delta, _clean_delta) if format_ == "delta" else (_delete_iceberg, _clean_iceberg)
         place = f"{self.pipeline}/{topic}"
         for partition, some in offsets.items():
             for begin in range(0, len(some), MAX_OFFSETS):
-                delete(self.files, place, partition, some[begin : begin + MAX_OFFSETS])
-        clean(self.files, place)
+                _delete(self.files, place, format_, partition, some[begin : begin + MAX_OFFSETS])
+        (_clean_delta if format_ == "delta" else _clean_iceberg)(self.files, place)
         own = set(paths_of_table(self.files, self.pipeline, topic, format_))
         for path in paths:
             if "/date=" in path and path not in own:
@@ -118,28 +117,30 @@ def _unpacked(path: str, data: bytes) -> bytes:
     return b""
 
 
-def _again(files: Files, errors: tuple[type[Exception], ...], commit: Callable[[], Any]) -> None:
+def _again(files: Files, format_: str, commit: Callable[[], Any]) -> None:
     """Commit, and again where another commit came first. Raises StoreError where one always does."""
+    if format_ == "delta":
+        from tidemill.watch.archiver.delta import DeltaArchiver as Writer
+    else:
+        from tidemill.watch.archiver.iceberg import IcebergArchiver as Writer  # type: ignore[assignment]
     for number in range(MAX_TRIES):
         try:
             commit()
             return
-        except errors as error:
+        except Writer.errors as error:
             if number == MAX_TRIES - 1:
                 raise StoreError(f"archive {files.url}: writing failed: {error}") from error
+
+
+def _delete(files: Files, place: str, format_: str, partition: int, offsets: Sequence[int]) -> None:
+    which = f"partition = {partition} and offset in ({', '.join(map(str, offsets))})"
+    _again(files, format_, lambda: (_delta if format_ == "delta" else _iceberg)(files, place).delete(which))
 
 
 def _delta(files: Files, place: str) -> Any:
     from deltalake import DeltaTable
 
     return DeltaTable(f"{files.url.rstrip('/')}/{place}")
-
-
-def _delete_delta(files: Files, place: str, partition: int, offsets: Sequence[int]) -> None:
-    from deltalake.exceptions import DeltaError
-
-    which = f"partition = {partition} and offset in ({', '.join(map(str, offsets))})"
-    _again(files, (DeltaError, OSError), lambda: _delta(files, place).delete(which))
 
 
 def _clean_delta(files: Files, place: str) -> None:
@@ -170,27 +171,18 @@ def _iceberg(files: Files, place: str) -> Any:
     return open_catalog(files.url).load_table(tuple(place.split("/")))
 
 
-def _delete_iceberg(files: Files, place: str, partition: int, offsets: Sequence[int]) -> None:
-    from pyiceberg.exceptions import CommitFailedException
-    from pyiceberg.expressions import And, EqualTo, In
-
-    which = And(EqualTo("partition", partition), In("offset", offsets))
-    _again(files, (CommitFailedException, OSError), lambda: _iceberg(files, place).delete(which))
-
-
 def _clean_iceberg(files: Files, place: str) -> None:
     """Delete what older snapshots have of their own, but data, and have the table forget them.
 
     Manifests have bounds of the values in each file, also of files that a snapshot has deleted: the next snapshot has
     no such manifest.
     """
-    from pyiceberg.exceptions import CommitFailedException
 
     def commit() -> None:
         table = _iceberg(files, place)
         table.append(table.schema().as_arrow().empty_table())
 
-    _again(files, (CommitFailedException, OSError), commit)
+    _again(files, "iceberg", commit)
     table = _iceberg(files, place)
     present = table.current_snapshot()
     own = {one.manifest_path for one in present.manifests(table.io)}
@@ -208,10 +200,8 @@ def _clean_iceberg(files: Files, place: str) -> None:
         again = _iceberg(files, place)
         again.maintenance.expire_snapshots().by_ids([one.snapshot_id for one in older]).commit()
 
-    try:
-        _again(files, (CommitFailedException, OSError), forget if older else lambda: None)
-    except ValueError as error:
-        raise SettingsError(f"archive {files.url}: a branch or tag of {place} holds what is erased: {error}") from error
+    if older:
+        _again(files, "iceberg", forget)
 
 
 def _delete_file(table: Any, path: str) -> None:
