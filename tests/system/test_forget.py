@@ -142,8 +142,9 @@ def archived(folder: Path) -> set[str]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("days", [1, 31])
 def test_twenty_planes_are_forgotten_under_load(broker: RealKafka, redis_url: str, tmp_path: Path, days: int) -> None:
+    changes = CHANGES.format(SHADOW[days])
     run = Running(
-        broker.servers, redis_url, tmp_path, "flights", 2, changes=CHANGES.format(SHADOW[days]), snapshot_seconds=1.0, snapshot_examples=200,
+        broker.servers, redis_url, tmp_path, "flights", 2, changes=changes, snapshot_seconds=1.0, snapshot_examples=200,
         max_delay_ms=50, status_token=TOKEN, archive_seconds=2,
     )  # fmt: skip
     try:

@@ -20,6 +20,8 @@ MIN_BYTES = 4
 _BETWEEN = b"\0\0\0\0"
 #: Between two numbers of a vector lie so many bytes at most: JSON and pickles have each feature's name there.
 REACH_BYTES = 100
+#: Fewer numbers but 0 could stand side by side by chance.
+MIN_NUMBERS = 3
 _ENCODINGS: tuple[Callable[[float], bytes | str], ...] = (
     struct.Struct("<d").pack,
     struct.Struct(">d").pack,
@@ -83,17 +85,25 @@ def _holds(data: bytes, parts: Sequence[Any]) -> bool:
 class VectorSearch:
     """Looks for vectors, each given by its numbers.
 
-    Of a vector one number is looked for, and the others near it. It must be one that few have: `too_plain` counts the
-    vectors that have no such number, as those of small whole numbers; they are not looked for.
+    Of a vector one number is looked for, and the others near it. It must be one that few have. A vector that has no
+    such number, as one of small whole numbers, is looked for as a whole: as Avro writes it, where `bodies` say how, and
+    as doubles in a row. `too_plain` counts those of which nothing is looked for: they have fewer than three but 0.
     """
 
-    def __init__(self, vectors: Iterable[Sequence[float]]) -> None:
+    def __init__(self, vectors: Iterable[Sequence[float]], bodies: Sequence[bytes] = ()) -> None:
         self.too_plain = 0
         self._parts: dict[bytes, list[tuple[int, list[bytes | str]]]] = {}
         for index, numbers in enumerate(vectors):
             rarest = max(numbers, key=lambda x: sum(map(bool, struct.pack("<d", x))), default=0.0)
             if not all(struct.pack("<d", rarest)[:MIN_BYTES]):
-                self.too_plain += 1
+                if sum(map(bool, numbers)) < MIN_NUMBERS:
+                    self.too_plain += 1
+                    continue
+                rows = (struct.pack(f"{end}{len(numbers)}d", *numbers) for end in "<>")
+                for row in {*bodies[index : index + 1], *rows}:
+                    # From where fewest other bytes begin alike, to the end: few vectors have that in common.
+                    at = max(range(len(row) // 2), key=lambda at: sum(map(bool, row[at : at + MIN_BYTES])))
+                    self._parts.setdefault(row[at:], []).append((index, [row]))
                 continue
             for encode in _ENCODINGS:
                 needle = encode(rarest)
@@ -109,7 +119,7 @@ class VectorSearch:
             index = bisect_right(begins, at) - 1
             end = begins[index] + len(items[index])
             for vector, parts in self._parts[needle]:
-                reach = REACH_BYTES * len(parts)
+                reach = REACH_BYTES * len(parts) + max(map(len, parts))
                 near = data[max(begins[index], at - reach) : min(end, at + reach)]
                 if (index, vector) not in hits and _holds(near, parts):
                     hits.add((index, vector))

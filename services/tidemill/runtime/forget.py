@@ -700,8 +700,9 @@ class Forget:
         return findings
 
     def _vector_search(self, subject: Subject) -> VectorSearch:
-        vectors = map(self.records.vector.record, sorted(subject.vectors))
-        return VectorSearch([x for x in vector.values() if type(x) is float] for vector in vectors)
+        bodies = sorted(subject.vectors)
+        vectors = map(self.records.vector.record, bodies)
+        return VectorSearch(([x for x in vector.values() if type(x) is float] for vector in vectors), bodies)
 
     def _vectors_left(self, subject: Subject) -> Counter[str]:
         """Count the forgotten's vectors by store; others may have had the same vector, which is theirs and stays."""

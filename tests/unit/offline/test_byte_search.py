@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 
 import fastavro
 import numpy as np
@@ -81,3 +82,21 @@ class TestVectors:
         search = VectorSearch([(39.02, 1.0), (39.02, 2.0), (3.0, 0.25), ()])
         assert search.too_plain == 2
         assert search.among([np.array([2.0, 39.02]).tobytes(), np.array([39.02, 1.0]).tobytes()]) == {(0, 1), (1, 0)}
+
+    def test_one_of_small_whole_numbers_is_found_as_a_whole(self) -> None:
+        plain = [
+            (1.0, 0.0, 3.0, 12.0, 0.0),
+            (1.0, 0.0, 3.0, 12.0, 1.0),
+            (2.0, 5.0, 0.0, 1.0, 1.0),
+            (0.0, 7.0, 0.0, 1.0),
+        ]
+        bodies = [b"".join(b"\x02" + struct.pack("<d", x) for x in vector) for vector in plain]
+        search = VectorSearch(plain, bodies)
+        assert search.too_plain == 1
+        for index, body in enumerate(bodies[:3]):
+            rows = [np.array(plain[index]).tobytes(), np.array(plain[index], ">f8").tobytes(), body]
+            for shift in range(9):
+                items = [b"y" * shift + row + b"z" * 30 for row in rows]
+                assert search.among(items) == {(0, index), (1, index), (2, index)}
+                assert search.among([row[:-1] + b"!" for row in rows] + [b"\0" + row[1:-1] for row in rows]) == set()
+        assert search.among([np.array([x for vector in plain for x in vector[::-1]]).tobytes()]) == set()
