@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -20,6 +21,7 @@ from click.testing import CliRunner
 from ledger import registry_of
 from real_kafka import RealKafka
 from running import Running, until
+from test_audit import forge
 
 from tidemill.cli.main import cli
 from tidemill.demo import data
@@ -318,6 +320,34 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
     sampled = ["replay", run.reference, "--sample", str(1000 if days == 1 else 5000), "--json"]
     summary = json.loads(CliRunner().invoke(cli, sampled, env=environment(run)).stdout)["summary"]
     print(summary)
+    if days == 1:
+        audited(run, tmp_path / "audit", certificate, texts)
     # Those of versions that went with their test vectors, or could hold examples, say so.
     assert summary["different"] == 0
     assert summary["equal"] > (summary["gone"] if days == 1 else 1000)
+
+
+def audited(run: Running, folder: Path, certificate: dict[str, Any], texts: list[bytes]) -> None:
+    """After a promotion, a rollback and a forgery: the audit shows them beside what was forgotten, and no id."""
+    for kind, target in (("promote", ["slow"]), ("rollback", [])):
+        command(run, "models", kind, run.reference, *target, "--why", "to see")
+    forge(run)
+    began = time.strftime("%Y-%m-%dT%H:%MZ", time.gmtime(time.time() - 3600))
+    arguments = ["audit", run.reference, "--from", began, "--out", str(folder), "--sample", "200", "--seed", "3"]
+    done = CliRunner().invoke(cli, arguments, env=environment(run))
+    assert done.exit_code == 1, f"the forgery is not in order: {done.output} {done.exception!r}"
+    content = json.loads((folder / "audit.json").read_bytes())
+    assert [one["outcome"] for one in content["commands"]][-2:] == ["promoted", "rolled_back"]
+    assert [(one["reason"], one["topic"]) for one in content["refused"]] == [("forged", run.name(topics.PROMOTIONS))]
+    (forgotten,) = content["forgotten"]
+    assert forgotten["request"] == certificate["request"]
+    assert forgotten["certificate"]["models"] == certificate["models"]
+    wrong = [one for one in content["findings"] if one["level"] == "wrong"]
+    assert len(wrong) == 1, f"nothing that was forgotten is a gap: {wrong}"
+    assert traces(folder, texts) == []
+    assert "it is as it was written" in command(run, "audit", "--verify", str(folder))
+    for name in ("audit.json", "audit.html"):
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(before.replace(b"mallory", b"mallorx", 1))
+        assert CliRunner().invoke(cli, ["audit", "--verify", str(folder)], env=environment(run)).exit_code == 1
+        (folder / name).write_bytes(before)
