@@ -130,9 +130,11 @@ def private_of(text: str, where: str) -> Ed25519PrivateKey:
         ) from None
 
 
-def _private_and_id(text: str, where: str) -> tuple[Ed25519PrivateKey, str]:
-    private = private_of(text, where)
-    return private, key_id(private.public_key().public_bytes_raw())
+def _privates_and_id(text: str, where: str) -> tuple[Ed25519PrivateKey, str, Ed25519PrivateKey]:
+    """Return the private key with its id, and the first of those whose place it took; itself where that is none."""
+    first, *others = text.split() or [""]
+    private = private_of(first, where)
+    return private, key_id(private.public_key().public_bytes_raw()), private_of((others or [first])[-1], where)
 
 
 def private_text(private: Ed25519PrivateKey) -> str:
@@ -231,7 +233,7 @@ class Keyring:
         if signing and not (is_folder and service not in KEY_OWNERS):
             file = None if signing.startswith(PRIVATE_PREFIX) else Path(signing)
             file = private_file(file, service) if file and is_folder else file
-            self._private = _Cached(file, signing, _private_and_id, "signing_key")
+            self._private = _Cached(file, signing, _privates_and_id, "signing_key")
             if self.signs_with not in self.keys:
                 raise SettingsError(
                     f"signing_key: the public half of key {self.signs_with} is not in verify_keys, so nobody would "
@@ -263,13 +265,13 @@ class Keyring:
         return self._signing[1] if self._private else ""
 
     @property
-    def _signing(self) -> tuple[Ed25519PrivateKey, str]:
+    def _signing(self) -> tuple[Ed25519PrivateKey, str, Ed25519PrivateKey]:
         if self._private is None:
             raise SettingsError(
                 "signing_key is not set, and this signs: set TIDEMILL_SIGNING_KEY to the private key's file; "
                 "`tidemill keys new` makes one"
             )
-        private: tuple[Ed25519PrivateKey, str] = self._private.get()
+        private: tuple[Ed25519PrivateKey, str, Ed25519PrivateKey] = self._private.get()
         return private
 
     def verifier(self) -> Keyring:
@@ -280,8 +282,12 @@ class Keyring:
 
     def sign(self, make: Callable[[str], bytes]) -> str:
         """Return the signature, hex, of what `make` returns for the signing key's id."""
-        private, id_ = self._signing
+        private, id_, _ = self._signing
         return private.sign(make(id_)).hex()
+
+    def secret(self, of: bytes) -> bytes:
+        """Return what nobody without the private key can make of `of`: always the same, also after a rotation."""
+        return self._signing[2].sign(of)  # Ed25519 signs the same bytes the same way each time
 
     def verify(self, kind: str, key: str, message: bytes, signature: str) -> None:
         """Raise RefusedError where a key did not sign a message, is unknown, is over, or may not sign this kind."""
@@ -313,7 +319,7 @@ def signing_id(folder: Path, service: str) -> str:
     """Return the id of the key that a service signs with; empty where it has none."""
     path = private_file(folder, service)
     try:
-        return _private_and_id(path.read_text(), str(path))[1]
+        return _privates_and_id(path.read_text(), str(path))[1]
     except OSError:
         return ""
 
@@ -366,8 +372,11 @@ def _make(folder: Path, signers: Sequence[str], until: int | None, now: float) -
     mask = os.umask(0o077)  # nobody else may read a private key, not even while it is written
     try:
         for signer, key in private.items():
-            private_file(folder, signer).parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(str(private_file(folder, signer)), private_text(key).encode() + b"\n")
+            path = private_file(folder, signer)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Ids that were forgotten are known again by what the first key makes of them.
+            first = path.read_text().split()[-1:] if signer == "forget" and path.exists() else []
+            write_atomic(str(path), "\n".join([private_text(key), *first, ""]).encode())
     finally:
         os.umask(mask)
     return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,8 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
         assert "waits" in command(run, "forget", run.reference, *half, "--why", "asked by the owner")
     time.sleep(1)
     arguments = ["forget", run.reference, "--due", "--out", str(tmp_path / "c")]
+    if days == 1:
+        nothing_is_called_done_without(broker, run, arguments, tmp_path)
     killed, began = [], time.monotonic()
     for step in ("request", "erasing from", "deleting", "waiting", "folding", "comparing", "closing", "searching"):
         limit[0] = min(len(messages), limit[0] + 30)
@@ -351,3 +354,25 @@ def audited(run: Running, folder: Path, certificate: dict[str, Any], texts: list
         (folder / name).write_bytes(before.replace(b"mallory", b"mallorx", 1))
         assert CliRunner().invoke(cli, ["audit", "--verify", str(folder)], env=environment(run)).exit_code == 1
         (folder / name).write_bytes(before)
+
+
+def nothing_is_called_done_without(broker: RealKafka, run: Running, arguments: list[str], folder: Path) -> None:
+    """The artifact store is away, then the broker while records are erased: the requests stay open."""
+    store, elsewhere = folder / "artifacts", folder / "elsewhere"
+    store.rename(elsewhere)
+    command(run, *arguments, fails=True)
+    shutil.rmtree(store, ignore_errors=True)
+    elsewhere.rename(store)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tidemill.cli", *arguments, "--patience", "20"],
+        env=environment(run), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    next(line for line in process.stderr if line.startswith("erasing from"))
+    broker.kill()
+    said = process.stderr.read()
+    assert process.wait(300) != 0, said
+    broker.start()
+    run.stack.check()
+    assert not (folder / "c").exists()
+    assert "; done " not in command(run, "forget", run.reference)

@@ -14,7 +14,7 @@ from signing_keys import KEY
 
 from tidemill import Forgetting as Declared
 from tidemill.errors import BrokerError, DeclarationError, SettingsError
-from tidemill.keys import Keyring
+from tidemill.keys import VERIFY_FILE, Keyring, make_keys, private_file
 from tidemill.registry.forgetting import CHAIN, Forgetting, Hashes, Requests, forgetting_codec
 from tidemill.registry.manifests import Registry
 from tidemill.registry.signing import LogWriter
@@ -134,3 +134,23 @@ def test_a_request_that_could_never_be_done_is_refused(work: Work) -> None:
 def test_requests_that_would_wait_until_they_are_late_are_a_mistake() -> None:
     with pytest.raises(DeclarationError, match=r"forgetting\.every: 30d is not shorter than within"):
         dataclasses.replace(small.make(), forgetting=Declared(within="30d", every="30d"))
+
+
+def test_after_a_rotation_ids_are_known_again_and_requests_that_wait_are_read(tmp_path: Path) -> None:
+    make_keys(tmp_path, ("forget", "audit"))
+    keys = [Keyring(str(tmp_path / VERIFY_FILE), str(tmp_path), "forget")]
+    known = Hashes("small", keys[0])
+    names = {keys[0].signs_with}
+    for _ in range(2):
+        sealed, entity, event = known.seal(b"ann-1"), known.entity(*ANN), known.short(b"e1")
+        make_keys(tmp_path, ("forget", "audit"), until=0)
+        keys.append(Keyring(str(tmp_path / VERIFY_FILE), str(tmp_path), "forget"))
+        names.add(keys[-1].signs_with)
+        known = Hashes("small", keys[-1])
+        assert (known.unseal(sealed), known.entity(*ANN), known.short(b"e1")) == (b"ann-1", entity, event)
+    assert len(names) == 3, "each signs with a key of its own"
+    assert len(private_file(tmp_path, "forget").read_text().split()) == 2
+    assert len(private_file(tmp_path, "audit").read_text().split()) == 1
+    make_keys(tmp_path / "others", ("forget",))
+    other = Keyring(str(tmp_path / "others" / VERIFY_FILE), str(tmp_path / "others"), "forget")
+    assert Hashes("small", other).entity(*ANN) != entity
