@@ -321,7 +321,12 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
     assert "was forgotten on" in named
     assert certificate["request"] in named
     sampled = ["replay", run.reference, "--sample", str(1000 if days == 1 else 5000), "--json"]
-    summary = json.loads(CliRunner().invoke(cli, sampled, env=environment(run)).stdout)["summary"]
+    report = json.loads(CliRunner().invoke(cli, sampled, env=environment(run)).stdout)
+    summary, unequal = report["summary"], [score for one in report["predictions"] for score in one["scores"]]
+    served = summary["predictions"] - sum(one["role"] == "champion" and one["state"] != "equal" for one in unequal)
+    print("predictions whose served score is equal:", served, Counter(one["why"] for one in unequal))
+    assert served > (1000 if days > 1 else 100)
+    assert all("was forgotten on" in one["why"] for one in unequal if one["state"] == "gone"), "they say why"
     print(summary)
     if days == 1:
         audited(run, tmp_path / "audit", certificate, texts)
