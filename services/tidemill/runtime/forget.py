@@ -593,12 +593,13 @@ class Forget:
         known = [json.loads(one.content) for one in requests if (one.id, one.state) == (asked.id, "erasing")]
         reports: list[dict[str, Any]] = known[0]["models"] if known else []
         if not known:
-            shadow, examples = self._shadow([name for name in learned if "~" not in name], learned), self._latest()
-            newest = self._newest()
+            shadow, newest = self._shadow([name for name in learned if "~" not in name], learned), self._newest()
+            again = [m for _, m in self._manifests() if m.model in learned and m.epoch > learned[m.model]]
             for name in learned:
                 before = max((m for m in old if m.model == name), key=lambda m: m.newness, default=None)
-                compared = self._compared(name, before, newest[name], examples)
-                reports.append(compared | {"shadow": shadow.get(name)})
+                # The first of the new life has learned what the last of the old one had, but the forgotten.
+                after = min((m for m in again if m.model == name), key=lambda m: m.newness, default=newest[name])
+                reports.append(self._compared(name, before, after) | {"shadow": shadow.get(name)})
             # Whoever still answers by a model of before goes on with its newest life, as after a start.
             self.renew_states(asked.id)
         # Before anything goes: it could not be compared then, and gaps in chains would look as if somebody made them.
@@ -635,22 +636,21 @@ class Forget:
         declared = self.pipeline.model(model)
         return specialised(declared) is not declared
 
-    def _latest(self) -> list[Example]:
-        """Return the latest examples that are left."""
-        place, codec, latest = topics.EXAMPLES.name(self.pipeline), self.records.example, list[Example]()
-        first, end = self.broker.offset_range(TopicPartition(place, 0))
-        for low, high in backwards(first, end, MAX_COMPARED, growth=4):
-            batches = self.broker.read({TopicPartition(place, 0): (low, high)})
+    def _latest(self, end: int) -> list[Example]:
+        """Return the latest examples before an offset that are left."""
+        place, codec = TopicPartition(topics.EXAMPLES.name(self.pipeline), 0), self.records.example
+        latest = list[Example]()
+        for low, high in backwards(self.broker.offset_range(place)[0], end, MAX_COMPARED, growth=4):
+            batches = self.broker.read({place: (low, high)})
             some = [codec.of(record.value()) for batch in batches for record in batch]
             latest = [*(one for one in some if one is not None), *latest]
             if len(latest) >= MAX_COMPARED:
                 break
         return latest[-MAX_COMPARED:]
 
-    def _compared(
-        self, name: str, before: Manifest | None, after: Manifest, examples: Sequence[Example]
-    ) -> dict[str, Any]:
-        """Return what both versions answer to the same latest examples, and to test vectors."""
+    def _compared(self, name: str, before: Manifest | None, after: Manifest) -> dict[str, Any]:
+        """Return what both versions answer to the same latest examples, which both have learned, and to test vectors."""
+        examples = self._latest((before or after).version)
         report: dict[str, Any] = {
             "model": name,
             "version_before": [before.epoch, before.version] if before else None,
