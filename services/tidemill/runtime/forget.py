@@ -649,7 +649,7 @@ class Forget:
         return latest[-MAX_COMPARED:]
 
     def _compared(self, name: str, before: Manifest | None, after: Manifest) -> dict[str, Any]:
-        """Return what both versions answer to the same latest examples, which both have learned, and to test vectors."""
+        """Return what both versions answer to the latest examples that both have learned, and to test vectors."""
         examples = self._latest((before or after).version)
         report: dict[str, Any] = {
             "model": name,
