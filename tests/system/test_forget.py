@@ -243,6 +243,8 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
     print(json.dumps(certificate["found"]), json.dumps(certificate["models"], indent=1))
 
     assert len(certificate["requests"]) == 2
+    assert [one["request"] for one in certificate["waited"]] == certificate["requests"]
+    assert {one["why"] for one in certificate["waited"]} == {"asked by the owner"}
     assert {one["model"] for one in certificate["models"]} == {*run.pipeline.model_names}
     for one in certificate["models"]:
         assert one["version_before"][0] < one["version_after"][0]
@@ -347,7 +349,10 @@ def audited(run: Running, folder: Path, certificate: dict[str, Any], texts: list
     content = json.loads((folder / "audit.json").read_bytes())
     assert [one["outcome"] for one in content["commands"]][-2:] == ["promoted", "rolled_back"]
     assert [(one["reason"], one["topic"]) for one in content["refused"]] == [("forged", run.name(topics.PROMOTIONS))]
-    (forgotten,) = content["forgotten"]
+    *waited, forgotten = content["forgotten"]
+    assert [(one["request"], one["with"]) for one in waited] == [
+        (one, certificate["request"]) for one in certificate["requests"]
+    ]
     assert forgotten["request"] == certificate["request"]
     assert forgotten["certificate"]["models"] == certificate["models"]
     wrong = [one for one in content["findings"] if one["level"] == "wrong"]

@@ -307,17 +307,19 @@ class Audit:
         listed = []
         for one in requests.records:
             done = requests.done.get(one.id)
-            if one.state != "asked" or one.time >= self.request.end or (done and done.time < self.request.begin):
+            is_one = one.state in ("asked", "waiting")
+            if not is_one or one.time >= self.request.end or (done and done.time < self.request.begin):
                 continue
             until = one.time + milliseconds(declared.within) if declared else None
             if until is not None and (done.time if done else self.request.end) > until:
                 when = f"was done on {minute(done.time)}" if done else "is open"
                 self._find("wrong", f"request {one.id} to forget had to be done until {minute(until)} UTC, and {when}")
             certificate = json.loads(done.content) if done else {}
+            carrier = done.id if done and done.id != one.id else None
             listed.append(
                 {"request": one.id, "asked_at": one.time, "by": one.by, "why": one.why, "until": until}
                 | {"entities": len(one.entities), "events": len(split(one.events)), "manifests": erased[one.id]}
-                | {"done_at": done.time if done else None, "certificate": certificate}
+                | {"done_at": done.time if done else None, "certificate": certificate, "with": carrier}
                 | {"key_id": (done or one).signature.key_id}
             )
         return listed

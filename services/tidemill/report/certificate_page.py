@@ -53,6 +53,10 @@ def render(certificate: Mapping[str, Any], key: str) -> str:
     ]
     facts = [
         ("request", of["request"]),
+        *(
+            ("waited", f"request {one['request']}, asked {minute(one['asked_at'])} UTC by {one['by']}: {one['why']}")
+            for one in of.get("waited", ())
+        ),
         ("asked", f"{minute(of['asked_at'])} UTC by {of['by']}: {of['why']}"),
         ("done", f"{minute(of['done_at'])} UTC, after a search of every byte found nothing"),
         ("entities (HMAC)", ", ".join(one[:16] for one in of["entities"])),

@@ -761,6 +761,11 @@ class Forget:
             "pipeline": self.pipeline.name,
             "request": asked.id,
             "requests": content.get("requests", []),
+            "waited": [
+                {"request": one.id, "asked_at": one.time, "by": one.by, "why": one.why}
+                for one in Requests(self.pipeline, self.broker, self.registry.keys).records
+                if one.state == "waiting" and one.id in content.get("requests", [])
+            ],
             "asked_at": asked.time,
             "done_at": now,
             "by": asked.by,

@@ -234,18 +234,32 @@ def test_who_asked_is_counted_and_who_was_refused_is_listed(river: River) -> Non
     assert [one["subject"] for one in audited(hidden, sample=0)["access"]["refused"]] == ["(personal)"]
 
 
-def forget(river: River, *, days: int = 0, is_done: bool = True) -> None:
+def forget(river: River, *, days: int = 0, is_done: bool = True, carried: tuple[str, ...] = ()) -> None:
     """Write what `tidemill forget` writes, and take out the manifest that it erases."""
     writer = LogWriter(forgetting_codec(river.pipeline, KEY), river.broker, CHAIN)
     now = int(time.time() * 1000) - days * 86_400_000
     content = {"first_example": 3, "models": {"linear": [0, 60], "slow": [0, 60]}}
     asked = Forgetting("request1", "asked", "ann", "letter 4711", now, ["ab" * 32], b"8 bytes.of event")
-    certificate = {"erased": {"small.events.valid": 2}, "models": [{"model": "linear"}], "kept": {"events": None}}
+    certificate = {
+        "requests": carried,
+        "erased": {"small.events.valid": 2},
+        "models": [{"model": "linear"}],
+        "kept": {"events": None},
+    }
     states = {"asked": content, "erasing": {"manifests": [["linear", 2]]}, "done": certificate}
     for state in ("asked", "erasing", *["done"] * is_done):
         writer.begin()
         record = writer.sign(dataclasses.replace(asked, state=state, content=json.dumps(states[state])))
         river.broker.append(writer.topic, record, b"request1", partition=0)
+
+
+def wait(river: River, *, days: int) -> None:
+    """Write a request that waits, which the other one carries out."""
+    writer = LogWriter(forgetting_codec(river.pipeline, KEY), river.broker, CHAIN)
+    now = int(time.time() * 1000) - days * 86_400_000
+    writer.begin()
+    record = writer.sign(Forgetting("waiting1", "waiting", "bob", "letter 8", now, ["cd" * 32], content='{"ids": ""}'))
+    river.broker.append(writer.topic, record, b"waiting1", partition=0)
 
 
 def take_out(river: River, topic: str, place: int) -> None:
@@ -309,6 +323,32 @@ class TestForgotten:
         content = audited(river, sample=0)
         assert not is_in_order(content)
         assert any(what in one["text"] for one in content["findings"])
+
+    def test_one_that_waits_has_its_own_deadline_and_names_what_carried_it_out(self, river: River) -> None:
+        river.pipeline = dataclasses.replace(river.pipeline, forgetting=Declared(within="2d"))
+        wait(river, days=1)
+        (one,) = audited(river, sample=0)["forgotten"]
+        assert (one["request"], one["by"], one["done_at"], one["with"]) == ("waiting1", "bob", None, None)
+        take_out(river, "small.models", second_manifest(river))
+        forget(river, carried=("waiting1",))
+        content = audited(river, sample=0)
+        assert is_in_order(content)
+        assert [(one["request"], one["with"]) for one in content["forgotten"]] == [
+            ("waiting1", "request1"), ("request1", None),
+        ]  # fmt: skip
+        html = audit_page.render(content, "")
+        assert all(text in html for text in ("letter 8", "carried out with request request1"))
+
+    @pytest.mark.parametrize("is_done", [True, False])
+    def test_one_that_waited_for_too_long_is_not_in_order(self, river: River, *, is_done: bool) -> None:
+        river.pipeline = dataclasses.replace(river.pipeline, forgetting=Declared(within="2d"))
+        wait(river, days=3)
+        if is_done:
+            take_out(river, "small.models", second_manifest(river))
+            forget(river, carried=("waiting1",))
+        wrong = [one["text"] for one in audited(river, sample=0)["findings"] if one["level"] == "wrong"]
+        assert len(wrong) == 1
+        assert "request waiting1 to forget had to be done until" in wrong[0]
 
 
 class TestForgeries:
