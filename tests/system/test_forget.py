@@ -39,8 +39,8 @@ PLANES = 20
 CHANGES = 'forgetting=__import__("tidemill").Forgetting(within="7d", every="1s", shadow={})'
 #: The rest of a day has few departures.
 SHADOW = {1: 8, 31: 100}
-#: Of a month that is replayed at once, labels would wait too long for their predictions.
-SPEED = {1: 1e12, 31: 8e3}
+#: So many flights may wait for their prediction: of a month that is replayed at once labels would wait too long for it.
+MAX_BEHIND = 300
 #: Messages a second while they are forgotten.
 RATE = {1: 20.0, 31: 200.0}
 #: A broker whose cleaner and retention look often: by default they do every 15 s and 5 min.
@@ -167,13 +167,14 @@ def forget_twenty(broker: RealKafka, redis_url: str, tmp_path: Path, run: Runnin
     for role in ("status", "archiver"):
         run.stack.start(role)
     run.stack.wait_ready(600)
-    limit, loaded_from = [part], [math.inf]
+    limit, loaded_from, reader, answered = [part], [math.inf], run.reader(topics.PREDICTION_LOG), [0]
 
     def has_room() -> bool:
+        answered[0] += sum(record.value() is not None for record in reader.poll(1000, 0.0))
         room = limit[0] + RATE[days] * max(0.0, time.monotonic() - loaded_from[0])
-        return replay.events + replay.labels < room
+        return replay.events + replay.labels < room and replay.events - answered[0] < MAX_BEHIND
 
-    replay = Replay(run.broker.servers, messages, speed=SPEED[days], has_room=has_room)
+    replay = Replay(run.broker.servers, messages, speed=1e12, has_room=has_room)
     replay.start()
     labelled = {(m.key or b"").decode() for m in messages[:part] if not m.is_event}
 
