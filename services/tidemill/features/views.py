@@ -63,10 +63,10 @@ def stored_entity(plan: Plan, tiles: Mapping[str, str]) -> Entity:
 
 
 class ViewState:
-    """One view's state for one partition, and what of it the store does not have yet."""
+    """One view's state for one partition, and what of it the store does not have yet, where there is a store."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, *, has_store: bool = True) -> None:
+        self.plan, self._has_store = plan, has_store
         self.entities: dict[str, Entity] = {}
         self.base = 0
         self.offset = 0
@@ -143,7 +143,13 @@ class ViewState:
         added = entity.add(self.plan, now, event, watermark.time)
         if added is None:
             return False
-        tile, gone = added
+        if self._has_store:
+            self._note_change(entity_id, *added)
+        if self.plan.expires:
+            self._expire()
+        return True
+
+    def _note_change(self, entity_id: str, tile: int, gone: Sequence[int]) -> None:
         dirty = self._dirty.get(entity_id)
         if dirty is None:
             self._dirty[entity_id] = ({tile}, set(gone))
@@ -153,9 +159,6 @@ class ViewState:
             if gone:
                 dropped.update(gone)
                 tiles.difference_update(gone)
-        if self.plan.expires:
-            self._expire()
-        return True
 
     def _expire(self) -> None:
         """Forget entities whose last event is too old; of equal offsets the same ones, whenever it was restarted."""
@@ -170,7 +173,8 @@ class ViewState:
                 continue
             del self.entities[name]
             self._dirty.pop(name, None)
-            self._forgotten.add(name)
+            if self._has_store:
+                self._forgotten.add(name)
 
     def changes(self) -> dict[str, Change]:
         """Return what the store needs to come from `base` to `offset`."""
@@ -246,7 +250,7 @@ class Views:
     def _load(self, plan: Plan, partition: int, committed: int, *, from_log: bool) -> ViewState:
         store = self.stores.get(plan.view.label)
         if store is None:
-            return ViewState(plan)
+            return ViewState(plan, has_store=False)
         if self.clock() >= self._ask_again_at:
             began = self.clock()
             try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from tidemill import View, aggregates
 from tidemill.durations import milliseconds
 from tidemill.features.tiles import Entity, Plan
+from tidemill.features.views import Views
 
 EVERY = 60_000
 SUM = aggregates.sum("x", "10m")
@@ -37,6 +40,20 @@ def test_tiles_out_of_reach_are_dropped_and_named() -> None:
     assert entity.add(sums, 99 * EVERY, {"x": 1.0}) == (99, [5, 14])
     assert entity.starts == [99]
     assert all(len(cells) == 1 for cells in entity.columns.values())
+
+
+def test_what_is_kept_without_a_store_is_bounded_by_windows_and_entities_that_have_not_expired() -> None:
+    view = View("e", every="1m", aggregates=[aggregates.count("10m")], expires="1h")
+    views = Views([Plan(view)], {}, Counter())
+    views.assign(0, 0)
+    (state,) = views.states[0]
+    sizes = []
+    for minute in range(6_000):
+        for entity in ("always", f"of hour {minute // 60}"):
+            assert state.add(entity, minute * EVERY, {})
+        if minute in (599, 5_999):
+            sizes.append(len(pickle.dumps(vars(state) | {"entities": [*state.entities], "plan": None})))
+    assert sizes[1] < 1.2 * sizes[0]
 
 
 def test_a_window_sees_its_own_tiles_only_and_says_what_is_empty() -> None:
