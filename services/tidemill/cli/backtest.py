@@ -36,7 +36,9 @@ PAGE = click.Path(path_type=Path, dir_okay=False)
     help="Event time between rows of metrics. Default: a day, less where that would be fewer than a dozen rows.",
 )
 @AS_JSON
-@click.option("--predictions", type=click.Path(path_type=Path), help="Also write every prediction, as JSON lines.")
+@click.option(
+    "--predictions", type=click.Path(path_type=Path), help="Also write every prediction: .parquet, or JSON lines."
+)
 @click.option("--report", "page", type=PAGE, help="Also write a page with pictures, as HTML.")
 @click.option("--plot", is_flag=True, help="Also draw how the models did over time, in the terminal.")
 @click.option(
@@ -146,7 +148,7 @@ def _run(
         declared = with_window(declared, past.times)
     run = Backtest(declared, model_delay_ms=delay, checkpoint_every_ms=past.step_ms(every))
     recorder = Recorder(run) if page is not None else None
-    with history.prediction_writer(predictions) as write, progress("backtest", len(past.times)) as advance:
+    with history.prediction_writer(predictions, declared) as write, progress("backtest", len(past.times)) as advance:
         run.predictions = write
         result = past.run(run, advance)
     if page is not None and recorder is not None:

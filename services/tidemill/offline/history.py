@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from tidemill import rows
+from tidemill.declare.pipeline import Pipeline
 from tidemill.declare.stream import Stream
 from tidemill.durations import moment
 from tidemill.encoding import json_values, schema_files, times
@@ -624,16 +625,26 @@ def write(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
 
 
 @contextlib.contextmanager
-def prediction_writer(path: Path | None) -> Iterator[Callable[[PredictionLog], None] | None]:
-    """Write prediction-log records to `path` as JSON lines; nothing where there is no path.
+def prediction_writer(path: Path | None, pipeline: Pipeline) -> Iterator[Callable[[PredictionLog], None] | None]:
+    """Write prediction-log records to `path`: the archive's rows as Parquet by its suffix, else JSON lines.
 
-    Raises SettingsError where it can't be written.
+    Nothing where there is no path. Raises SettingsError where it can't be written.
     """
     if path is None:
         yield None
         return
     from tidemill.files import open_output  # fsspec takes a tenth of a second
 
+    if path.suffix == ".parquet":
+        try:
+            from tidemill.wire.archive_rows import prediction_rows
+        except ImportError:
+            raise SettingsError(f"{path}: writing Parquet needs pyarrow: pip install 'tidemill[parquet]'") from None
+        with open_output(path) as out, prediction_rows(out, pipeline) as write:
+            yield write
+        return
+    if path.suffix.lower() in {*rows.FORMATS, *rows.PACKED} - {".json", ".jsonl", ".ndjson"}:
+        raise SettingsError(f"--predictions {path}: expected a name that ends in .parquet, or .jsonl for JSON lines")
     with open_output(path) as out:
         yield lambda record: _write_line(out, record)
 

@@ -11,22 +11,26 @@ example has.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from operator import itemgetter
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tidemill.declare.pipeline import Pipeline
+from tidemill.encoding.codec import carried
 from tidemill.errors import SettingsError
 from tidemill.files import Files
 from tidemill.stream.api import Record
+from tidemill.stream.memory import MemoryRecord
 from tidemill.stream.origin import origin_of
 from tidemill.wire import topics
-from tidemill.wire.records import Correction, Features, Records
+from tidemill.wire.records import Correction, Features, PredictionLog, Records
 
 MOMENT = pa.timestamp("ms", tz="UTC")
 _FEATURES = {"number": pa.float64(), "category": pa.string(), "flag": pa.bool_()}
@@ -153,6 +157,31 @@ class RowFormat:
         """Return how many rows a Parquet file has."""
         rows: int = pq.read_metadata(io.BytesIO(file)).num_rows
         return rows
+
+
+#: Rows of one group of a file.
+GROUP_ROWS = 10_000
+
+
+@contextlib.contextmanager
+def prediction_rows(out: BinaryIO, pipeline: Pipeline) -> Iterator[Callable[[PredictionLog], None]]:
+    """Write records of the prediction log, in the order of their offsets, as one Parquet file of the archive's rows."""
+    form, header, rows = RowFormat(pipeline, labelled=False), Records(pipeline).prediction_log.header, list[Row]()
+    offsets = itertools.count()
+
+    def take(log: PredictionLog) -> None:
+        record = MemoryRecord("", carried(header, log), None, log["features"]["event_time"], None, 0, next(offsets))
+        rows.append(form.row(record) or {})
+        if len(rows) >= GROUP_ROWS:
+            flush()
+
+    def flush() -> None:
+        file.write_table(pa.Table.from_pylist(rows, schema=form.schema))
+        rows.clear()
+
+    with pq.ParquetWriter(out, form.schema, compression="zstd") as file:
+        yield take
+        flush()
 
 
 def features_of(row: Row) -> Features:

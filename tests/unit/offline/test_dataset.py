@@ -28,7 +28,7 @@ from tidemill.files import Files
 from tidemill.offline import dataset as sets
 from tidemill.offline.backtest import Backtest
 from tidemill.offline.dataset import Form, Span, Summary, Writer, check_out, span_of, written
-from tidemill.offline.history import write
+from tidemill.offline.history import prediction_writer, write
 from tidemill.offline.log_history import TimedRecord, sorted_by_time
 from tidemill.offline.recompute import complete_from, recompute, recompute_rows
 from tidemill.offline.source import ArchiveSource, KafkaSource
@@ -36,6 +36,7 @@ from tidemill.stream.api import Position, TopicPartition, discard
 from tidemill.stream.memory import MemoryBroker, MemoryRecord
 from tidemill.watch.archiver.service import Archiver
 from tidemill.wire import topics
+from tidemill.wire.archive_rows import RowFormat, features_of
 from tidemill.wire.records import Records
 
 FLIGHTS = load("flights")
@@ -456,3 +457,22 @@ def test_times_are_utc_unless_they_say_otherwise(text: str, expected: int) -> No
 def test_a_time_that_is_none_is_named(given: tuple[str | None, str | None], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         span_of(*given)
+
+
+def test_predictions_of_a_backtest_are_written_in_the_format_that_the_name_says(tmp_path: Path) -> None:
+    run, logs = Backtest(FLIGHTS), []
+    path, lines = tmp_path / "p.parquet", tmp_path / "p.jsonl"
+    with prediction_writer(path, FLIGHTS) as take, prediction_writer(lines, FLIGHTS) as take_line:
+        run.predictions = lambda log: (logs.append(log), take(log), take_line(log))
+        run.run([f.event for f in found()[:300]], [])
+    assert [json.loads(line) for line in lines.read_text().splitlines()] == logs
+    rows = RowFormat(FLIGHTS, labelled=False).rows(path.read_bytes())
+    assert len(rows) == len(logs) > 290
+    assert [features_of(row) for row in rows] == [log["features"] for log in logs]
+    assert [row["champion_score"] for row in rows] == [log["champion"]["score"] for log in logs]
+    for name in ("p.csv", "p.jsonl.gz", "p.TSV"):
+        with (
+            pytest.raises(SettingsError, match=r"expected a name that ends in \.parquet"),
+            prediction_writer(tmp_path / name, FLIGHTS),
+        ):
+            pass
