@@ -8,6 +8,7 @@ which says what is wrong. tests/unit/offline/test_two_processes.py holds both to
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import marshal
 import multiprocessing
@@ -220,6 +221,7 @@ def _sent(
     def work() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other ends this one
         reading.close()
+        gc.freeze()  # what both have, all history, is looked at by no collection
         ahead = _Ahead(backtest, writing)
         try:
             report = ahead.run(events, labels)
