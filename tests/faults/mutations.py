@@ -917,6 +917,27 @@ MUTANTS = (
         (HOSTILE,),
     ),
     Mutant(
+        "always-quick", "a state's taker may be in a snapshot whose stand-ins look at dicts alone",
+        "registry/parts.py",
+        'self._trials[b"__setstate__" in data]',
+        'self._trials[False]',
+        (HOSTILE,),
+    ),
+    Mutant(
+        "class-is-a-slot", "the class of an object with slots may be set as one of them",
+        "registry/pickles.py",
+        '{"__class__": property()} if slots',
+        '{} if slots',
+        (HOSTILE,),
+    ),
+    Mutant(
+        "any-state-is-taken", "a state that is no dict is set on an object",
+        "registry/pickles.py",
+        'staticmethod(dict.keys)',
+        'staticmethod(id)',
+        (HOSTILE,),
+    ),
+    Mutant(
         "slots-not-looked-at", "a slot of a snapshot's object may be a property, whose function is called",
         "registry/pickles.py",
         "for given, refused in ((names, cls.refused), (slots, cls.refused_slots)):",

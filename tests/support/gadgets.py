@@ -154,6 +154,7 @@ def corpus(mark: str) -> dict[str, bytes]:
 
 
 _PATCH = (None, {"update": raw(name("builtins:len")), "get": raw(name("builtins:len"))})
+BUFFER_ITEM = name("river.cluster.denstream:DenStream.BufferItem")
 _CLASSES: dict[str, bytes] = {
     "patched by slots": state(MEAN, _PATCH),
     "patched by a dict": state(MEAN, {"update": 1}),
@@ -215,13 +216,25 @@ _CLASSES: dict[str, bytes] = {
     "the state of what it rolls over": state(
         state(new(name("river.utils.rolling:Rolling")), {"obj": raw(value("rust", "RsPeakToPeak", b"\0" * 16))}), b"x"
     ),
-    "a state twice": state(state(new(MEAN), {"a": 1}), {"b": 1}),
+    "a state twice": state(state(new(MEAN), {"a": "__setstate__"}), {"b": 1}),
+    "a state twice with its taker in slots": state(
+        state(new(BUFFER_ITEM), (None, {"__setstate__": raw(MEAN)})), (None, {"timestamp": 1})
+    ),
+    "a dict for an object of slots": state(new(BUFFER_ITEM), ({"x": 1}, {"timestamp": 1})),
+    "another slot": state(new(BUFFER_ITEM), (None, {"evil": 1})),
+    "a class by a slot of slots": state(new(BUFFER_ITEM), (None, {"__class__": raw(BUFFER_ITEM)})),
+    "a class by a slot beside a slot": state(
+        new(BUFFER_ITEM), (None, {"timestamp": 1, "__class__": raw(name("river.sketch.histogram:Bin"))})
+    ),
     "a state that is an object": state(new(name("river.utils.rolling:Rolling")), raw(new(MEAN))),
     "a state that is a Counter": state(new(MEAN), raw(value("counter", {"a": 1}))),
     "a state that is a list": state(new(MEAN), [1]),
     "slots that are an object": state(new(MEAN), (None, raw(new(MEAN)))),
     "a property by a slot": state(
         new(name("river.tree.hoeffding_tree_classifier:HoeffdingTreeClassifier")), (None, {"max_size": 1})
+    ),
+    "a property by a slot, beside a state's taker": state(
+        new(name("river.tree.hoeffding_tree_classifier:HoeffdingTreeClassifier")), (None, {"max_size": "__setstate__"})
     ),
     "a class by a slot": state(new(MEAN), (None, {"__class__": raw(ZEROS)})),
     "a dict by a slot": state(new(MEAN), (None, {"__dict__": {"__setstate__": 1}})),

@@ -126,7 +126,7 @@ def _look_at_method(owner: Any, name: Any) -> pickles.Made:
     if isinstance(owner, pickles.Made):
         kind = type(owner.real)
     values.check_method(kind, name)
-    return pickles.Made(values.method)
+    return pickles.MadeFunction(values.method)
 
 
 def _callable(value: Any) -> Any:
@@ -138,16 +138,9 @@ def _callable(value: Any) -> Any:
 
 def _look_at_partial(function: Any, arguments: Any, named: Any) -> pickles.Made:
     values.check_partial(_callable(function), arguments, named)
-    return pickles.Made(functools.partial)
-
-
-def _look_at_default_dict(default_factory: Any) -> dict[Any, Any]:
-    if type(default_factory) is pickles.Held:  # some models have thousands
-        if not callable(default_factory.real):
-            values.default_dict(default_factory.real)
-    elif type(default_factory) is not pickles.EmptyType:  # any class can be called
-        values.default_dict(_callable(default_factory))
-    return {}
+    if (size := len(arguments) + len(named)) > pickles.FREE_SIZE:
+        pickles.spend(size)
+    return pickles.MadeFunction(functools.partial)
 
 
 def _look_at_vector_dict(given: Any, default_factory: Any, mask: Any) -> pickles.Made:
@@ -180,14 +173,15 @@ def _look_at_river_queue(*arguments: Any) -> list[Any]:
 #: Then they need no second look.
 _LOOKS: tuple[tuple[Callable[[Any, Any], pickles.Held], Any, Any, Any], ...] = (
     *((pickles.Call, function, _made(function), pickles.replay) for function in values.PLAIN_CALLS),
+    (pickles.Call, values.array, lambda *arguments: pickles.make(values.array, arguments), pickles.replay),
     *((pickles.Call, kind, _called(kind), kind) for kind in _DATA_TYPES),
     (pickles.Call, collections.OrderedDict, dict, collections.OrderedDict),
-    (pickles.Call, values.partial, _look_at_partial, values.partial),
+    (pickles.free_call, values.partial, _look_at_partial, values.partial),
     (pickles.Call, values.vector_dict, _look_at_vector_dict, values.vector_dict),
     (pickles.Call, values.counter, _look_at_counter, values.counter),
     (pickles.free_call, values.iterator, _look_at_iterator, values.iterator),
     (pickles.free_call, values.method, _look_at_method, getattr),
-    (pickles.free_call, values.default_dict, _look_at_default_dict, collections.defaultdict),
+    (pickles.free_call, values.default_dict, values.default_dict, collections.defaultdict),
     (pickles.free_call, values.queue, _look_at_queue, functools.partial(collections.deque, ())),
 )
 _CALLED: dict[Name, tuple[pickles.Held, Any]] = {
@@ -208,10 +202,16 @@ class Parts:
         self.real = {**_KEPT, **real, **{name: function for name, (_, function) in _CALLED.items()}}
         calls = {name: call for name, (call, _) in _CALLED.items()}
         held = {name: pickles.Held(value) for name, value in self.real.items() if name not in calls}
-        classes = {name: pickles.stand_in(name, value) for name, value in real.items() if isinstance(value, type)}
         queues = {name: pickles.Call(real[name], _look_at_river_queue) for name in _RIVER_QUEUES & set(real)}
         self.unpickler = pickles.unpickler(self.real)
-        self.trial = pickles.unpickler({**held, **classes, **calls, **queues})
+        self._trials = []
+        for stand_in in (pickles.quick_stand_in, pickles.stand_in):
+            classes = {name: stand_in(name, value) for name, value in real.items() if isinstance(value, type)}
+            self._trials.append(pickles.unpickler({**held, **classes, **calls, **queues}))
+
+    def trial(self, data: bytes) -> type[pickles.Unpickler]:
+        """Return what reads a snapshot with stand-ins."""
+        return self._trials[b"__setstate__" in data]
 
 
 def _resolve(name: Name) -> Any:

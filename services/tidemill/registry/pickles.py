@@ -190,11 +190,45 @@ def stand_in(name: Name, real: type) -> type:
         "refused_slots": fills | {name for name in dir(real) if _calls(inspect.getattr_static(real, name, None))},
         "takes_any": isinstance(set_state, types.FunctionType) and not set_state.__module__.startswith("river."),
     }
-    inside = {"__slots__": (), "real": real, "__setstate__": take_state}
+    inside = {"__slots__": (), "real": real, "__setstate__": take_state, **_refused_calls(real)}
     empty: type = EmptyType.__new__(EmptyType, ".".join(name), (base,), inside | looks)
     inside["__setstate__"] = _refuse_state
     filled: Any = EmptyType.__new__(EmptyType, empty.__name__, (empty,), inside)
     return empty
+
+
+#: Special methods by which a class takes a state, or part of one, in its own way.
+_OWN_WAYS = ("__setstate__", "__getattr__", "__getattribute__", "__setattr__")
+
+
+@functools.lru_cache(maxsize=4096)
+def quick_stand_in(name: Name, real: type) -> type:
+    """Return a stand-in whose states C alone looks at, if the class takes them as most do.
+
+    It is enough for a snapshot that has no `__setstate__` as a name: then no state puts anything in the way of another.
+    An object with a `__dict__` takes any names and values, one with slots those alone; `__class__` is none of them.
+    """
+    plain = issubclass(real, tuple(_BASES)) is False and all(
+        inspect.getattr_static(real, way, None) is getattr(object, way, None) for way in _OWN_WAYS
+    )
+    slots = tuple(
+        name for base in real.__mro__ for name, one in vars(base).items() if isinstance(one, types.MemberDescriptorType)
+    )
+    if not plain or bool(slots) is bool(real.__dictoffset__) or "real" in slots:
+        return stand_in(name, real)
+    takes = {"__class__": property()} if slots else {"__setstate__": staticmethod(dict.keys)}  # no dict: TypeError
+    inside = {"__slots__": slots, "real": real, **_refused_calls(real)}
+    empty: type = EmptyType.__new__(EmptyType, ".".join(name), (Empty,), inside | takes)
+    return empty
+
+
+def _refused_calls(real: Any) -> dict[str, Any]:
+    """Return what makes objects of a stand-in look as if they could be called, where those of the class can be."""
+    return {"__call__": _refuse_call} if inspect.getattr_static(real, "__call__", None) else {}
+
+
+def _refuse_call(self: Empty, *_: Any) -> NoReturn:
+    raise ArtifactError(f"a snapshot may not call a {type(self).__name__}")
 
 
 def _calls(attribute: Any) -> bool:
@@ -209,6 +243,9 @@ class Held:
 
     def __init__(self, real: Any) -> None:
         self.real = real
+
+    def __call__(self, *_: Any) -> Any:  # what can be called may be the default of a `defaultdict`
+        raise ArtifactError(f"a snapshot may not call {self.real!r}")
 
     def __setstate__(self, _: Any) -> NoReturn:
         raise ArtifactError(f"a snapshot may not set a state on {self.real!r}")
@@ -278,11 +315,20 @@ class Made:
         raise ArtifactError("a snapshot may not set a state on what a function returned")
 
 
+class MadeFunction(Made):
+    """A stand-in for a function that a function returned."""
+
+    __slots__ = ()
+
+    def __call__(self, *_: Any) -> NoReturn:
+        raise ArtifactError("a snapshot may not call what a function returned")
+
+
 def make(function: Callable[..., Any], arguments: Iterable[Any]) -> Made:
     """Call a function of plain values for good: what it makes is used when the pickle is read."""
     made = function(*arguments)
     _load.made.append(made)
-    return Made(made)
+    return MadeFunction(made) if callable(made) else Made(made)
 
 
 def replay(*_: Any) -> Any:

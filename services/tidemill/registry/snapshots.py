@@ -71,7 +71,7 @@ def load(
     collects = gc.isenabled()
     gc.disable()  # it would walk all that was read, again and again
     try:
-        trial = allowed.trial(_file(data, pause, sleep))
+        trial = allowed.trial(data)(_file(data, pause, sleep))
         made = pickles.tried(trial, len(data))
         if pause:
             pickles.release(trial)

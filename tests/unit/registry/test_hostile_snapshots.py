@@ -21,7 +21,7 @@ import river_wheel
 from river import compose, linear_model, naive_bayes, preprocessing, stats, tree
 
 from tidemill.errors import MAX_QUOTING_CHARACTERS, ArtifactError
-from tidemill.registry import parts, river_parts, snapshots, values
+from tidemill.registry import parts, pickles, river_parts, snapshots, values
 from tidemill.registry.parts import all_parts, parts_of
 
 pytestmark = pytest.mark.slow
@@ -130,6 +130,45 @@ class _Slots:
 def test_states_of_every_own_form_are_set_once() -> None:
     opened = snapshots.load(snapshots.dump([_OwnState(), _Slots()]), parts=parts_of(_OwnState(), _Slots()))
     assert (opened[0].words, opened[1].count, opened[1].window) == (["a"], 3, fractions.Fraction(1, 3))
+
+
+def test_a_second_state_that_nothing_takes_is_more_of_the_first() -> None:
+    twice = gadgets.state(gadgets.state(gadgets.new(gadgets.MEAN), {"a": 1}), {"b": 2})
+    assert vars(snapshots.load(gadgets.whole(twice))) == {"a": 1, "b": 2}
+
+
+@pytest.mark.parametrize("text", ["__setstate__", "__class__", "append", "__call__"])
+def test_a_model_may_have_learned_any_text(text: str) -> None:
+    model = preprocessing.OneHotEncoder() | naive_bayes.BernoulliNB()
+    for index in range(10):
+        model.learn_one({"word": text, text: index}, index % 2 == 0)
+    again = snapshots.load(snapshots.dump(model), parts=parts_of(model.clone()))
+    assert again.predict_proba_one({"word": text, text: 3}) == model.predict_proba_one({"word": text, text: 3})
+
+
+def test_each_of_rivers_classes_is_stood_in_for_by_what_is_filled_as_it_is() -> None:
+    """The quick ones have no way in that the real class has not: what it lacks, they lack, and slots are its own."""
+    quick = 0
+    for name, real in all_parts().real.items():
+        if not isinstance(real, type):
+            continue
+        empty = pickles.quick_stand_in(name, real)
+        if empty is pickles.stand_in(name, real):
+            continue
+        quick += 1
+        made = empty.__new__(empty)
+        slots = [one for base in real.__mro__ for one in vars(base).get("__slots__", ())]
+        assert all(hasattr(empty, one) for one in slots), name
+        assert not hasattr(made, "__dict__"), name
+        assert callable(made) is hasattr(real, "__call__"), name
+        if slots:
+            with pytest.raises(AttributeError):
+                made.__class__ = empty
+        else:
+            for state in ((None, {"a": 1}), [("a", 1)], None, 5, "a", made):
+                with pytest.raises(TypeError):
+                    made.__setstate__(state)
+    assert quick > 300
 
 
 def test_another_model_is_refused_in_the_place_of_the_declared_one() -> None:
