@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 
 from tidemill.declare.monitor import LIMITS
 from tidemill.durations import moment
-from tidemill.report.recording import Importance, Recording
+from tidemill.report.recording import Answered, Importance, Recording
 from tidemill.watch.monitor.core import EXAMPLES, PREDICTIONS, ClosedWindow
 from tidemill.watch.monitor.figures import FigureKey
-from tidemill.watch.monitor.performance import CALIBRATION_BINS
+from tidemill.watch.monitor.performance import CALIBRATION_BINS, WindowMetrics
+from tidemill.wire.dead_letters import shorten
 
 #: Told apart in grey as well, for a page that is printed: each series has a line of its own kind.
 COLOURS = ("#0b6a87", "#c2571a", "#7a4fc0", "#3b7d23", "#b8327f", "#8a6d00")
@@ -29,8 +30,9 @@ UNITS = (("days", 86_400), ("hours", 3_600), ("minutes", 60), ("seconds", 1), ("
 DAY_MS = 86_400_000
 #: Between these a calendar has a time, in ms since the epoch.
 FIRST, LAST = moment("0002-01-01"), moment("9998-01-01")
-#: Values of a segment, and features, that one picture has room for.
-MAX_SEGMENT_LINES, MAX_FEATURES = 6, 40
+#: Models, each with a look of its own, values of a segment, and features that one picture has room for; and letters of
+#: a name.
+MAX_MODELS, MAX_SEGMENT_LINES, MAX_FEATURES, MAX_LETTERS = len(COLOURS), 6, 40, 40
 
 STYLE = {
     "font.family": "sans-serif",
@@ -47,6 +49,7 @@ STYLE = {
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "lines.linewidth": 1.4,
+    "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "tidemill",
 }
@@ -72,6 +75,26 @@ def pictures(recording: Recording) -> dict[str, str]:
             "importance": importance(recording.importance),
         }
         return {name: svg(figure) for name, figure in drawn.items() if figure is not None}
+
+
+def shown_models(recording: Recording) -> list[str]:
+    """Return the models that pictures show, as declared: the serving one and the best, and the baseline beside them."""
+    values, name = recording.backtest.metrics, recording.backtest.main_metric
+    sign = -1 if WindowMetrics(recording.pipeline).bigger_is_better.get(name) else 1
+    others = [model for model in recording.pipeline.model_names if model != "baseline"]
+
+    def rank(model: str) -> tuple[bool, bool, float]:
+        value = values.get(model, {}).get(name)
+        return model != recording.serving, value is None, sign * (value or 0.0)
+
+    best = {*sorted(others, key=rank)[:MAX_MODELS], "baseline"}
+    return [model for model in recording.pipeline.model_names if model in best]
+
+
+def _label(name: str) -> str:
+    """Return a name as a legend and an axis have room for it; one with _ in front would be left out of legends."""
+    short = shorten(name, MAX_LETTERS)
+    return f"\u200b{short}" if short.startswith("_") else short
 
 
 def _panels(count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -117,12 +140,12 @@ def _line(axes: Axes, windows: Sequence[ClosedWindow], key: FigureKey, label: st
     values = [window.figures.get(key, np.nan) for window in windows]
     if not np.isnan(values).all():
         marker = "o" if np.count_nonzero(~np.isnan(values)) < 3 else ""
-        axes.plot(_times(windows), values, label=label, marker=marker, markersize=3, **look)
+        axes.plot(_times(windows), values, label=_label(label), marker=marker, markersize=3, **look)
 
 
 def performance(recording: Recording) -> Figure | None:
     """Each metric by window and model."""
-    windows, models = _of(recording, EXAMPLES), list(recording.pipeline.model_names)
+    windows, models = _of(recording, EXAMPLES), shown_models(recording)
     names = recording.backtest.metric_names
     if not windows or not names:
         return None
@@ -157,10 +180,14 @@ def segments(recording: Recording) -> Figure | None:
     for axes, (feature, values) in zip(panels, shown.items(), strict=True):
         for value, key in values.items():
             _line(axes, windows, key, value, _look(list(values), value))
-        axes.set_title(f"{name} of {model} by {feature}")
+        axes.set_title(_label(f"{name} of {model} by {feature}"))
         _by_time(axes, windows)
         axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
+
+
+def _shown_answers(recording: Recording) -> dict[str, Answered]:
+    return {model: recording.answered[model] for model in shown_models(recording) if model in recording.answered}
 
 
 def _bins(score: Any, hit: Any) -> tuple[Any, Any]:
@@ -172,7 +199,7 @@ def _bins(score: Any, hit: Any) -> tuple[Any, Any]:
 
 def calibration(recording: Recording) -> Figure | None:
     """What came true, by what was predicted; nothing for anomaly scores, which are no probabilities."""
-    task, answered = recording.pipeline.task, recording.answered
+    task, answered = recording.pipeline.task, _shown_answers(recording)
     if task == "anomaly" or not answered:
         return None
     figure, (axes,) = _panels(1, 1, 3.2)
@@ -180,7 +207,7 @@ def calibration(recording: Recording) -> Figure | None:
     models = list(answered)
     for model, one in answered.items():
         predicted, came = _bins(one.score, one.hit)
-        axes.plot(predicted, came, label=model, marker="o", markersize=3, **_look(models, model))
+        axes.plot(predicted, came, label=_label(model), marker="o", markersize=3, **_look(models, model))
     low, high = axes.get_xlim() if task == "regression" else (0.0, 1.0)
     axes.plot([low, high], [low, high], color="#c9d1d9", linewidth=0.9, zorder=0)
     axes.set_xlabel({"regression": "predicted", "multiclass": "probability of the likeliest class"}.get(task, "score"))
@@ -191,11 +218,11 @@ def calibration(recording: Recording) -> Figure | None:
 
 def scores(recording: Recording) -> Figure | None:
     """How the scores lie, by label; of a regression, how far they are off."""
-    if not recording.answered:
+    task, answered = recording.pipeline.task, _shown_answers(recording)
+    if not answered:
         return None
-    figure, panels = _panels(len(recording.answered), 3, 1.9)
-    task = recording.pipeline.task
-    for axes, (model, one) in zip(panels, recording.answered.items(), strict=True):
+    figure, panels = _panels(len(answered), 3, 1.9)
+    for axes, (model, one) in zip(panels, answered.items(), strict=True):
         if task == "regression":
             errors = one.score - one.hit
             low, high = np.quantile(errors, (0.005, 0.995))
@@ -213,7 +240,7 @@ def scores(recording: Recording) -> Figure | None:
                 )
             axes.set_xlabel("score")
             axes.legend()
-        axes.set_title(model)
+        axes.set_title(_label(model))
         axes.set_ylabel("examples")
     return figure
 
@@ -224,17 +251,20 @@ def delays(recording: Recording) -> Figure | None:
     if not len(values) or values[-1] == 0.0:
         return None
     timeout = recording.pipeline.label_timeout_ms / 1000
-    unit, size = next(((name, size) for name, size in UNITS if size <= max(values[-1], timeout) / 3), UNITS[-1])
+    is_near = timeout <= 20 * values[-1]  # else all labels would be one line at 0
+    longest = max(values[-1], timeout) if is_near else values[-1]
+    unit, size = next(((name, size) for name, size in UNITS if size <= longest / 3), UNITS[-1])
     figure, (axes,) = _panels(1, 1, 2.2)
     figure.set_size_inches(4.4, 2.4)
     axes.plot(values / size, np.arange(1, len(values) + 1) / len(values), color=COLOURS[0])
-    if timeout <= 20 * values[-1]:  # else all labels would be one line at 0
+    if is_near:
         label = f"label_timeout {recording.pipeline.label_timeout}"
         axes.axvline(timeout / size, color=COLOURS[1], linestyle="--", label=label)
         axes.legend(loc="lower right")
     axes.set_xlabel(f"{unit} from event to label")
     axes.set_ylabel("labels that had come")
     axes.set_ylim(0, 1.02)
+    axes.set_xlim(left=0, right=1.05 * longest / size)
     return figure
 
 
@@ -265,7 +295,7 @@ def drift(recording: Recording) -> Figure | None:
         vmin=0.0,
         vmax=2.0,
     )
-    axes.set_yticks(np.arange(len(rows)) + 0.5, list(rows))
+    axes.set_yticks(np.arange(len(rows)) + 0.5, [_label(name) for name in rows])
     axes.invert_yaxis()
     axes.grid(visible=False)
     _by_time(axes, windows)
@@ -297,7 +327,7 @@ def importance(measured: Sequence[Importance]) -> Figure | None:
         error_kw={"elinewidth": 0.8, "ecolor": "#55626f"},
         height=0.7,
     )
-    axes.set_yticks(places, [one.feature for one in shown])
+    axes.set_yticks(places, [_label(one.feature) for one in shown])
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("increase of the loss")

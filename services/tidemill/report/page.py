@@ -29,6 +29,7 @@ def render(recording: Recording) -> str:
         report=report,
         pipeline=pipeline,
         images=images,
+        shown=charts.shown_models(recording),
         metrics=report.metric_names,
         main=report.main_metric,
         better=_better(recording),

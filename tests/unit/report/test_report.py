@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from tidemill.errors import SettingsError
 from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.history import write
 from tidemill.offline.source import Past
-from tidemill.report import page
+from tidemill.report import charts, page
 from tidemill.report.recording import MAX_WINDOWS, Importance, Recorder, Recording, importance, with_window
 
 pytestmark = pytest.mark.slow
@@ -118,6 +119,49 @@ def test_text_of_producers_is_text_on_the_page() -> None:
     assert hostile not in text
     assert html.escape(hostile) in text
     assert "out_of_range" in text
+
+
+def pictures_of(recording: Recording) -> dict[str, str]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return charts.pictures(recording)
+
+
+def test_names_in_pictures_are_text_as_it_stands_and_as_long_as_there_is_room() -> None:
+    odd = ("$\\frac$ a", "_under", "x" * 300, "<b>&")
+    pipeline = small.make(
+        request={"distance": number("distance"), "dest": category("dest")},
+        monitor=Monitor(segments=["dest"], window="1h", reference="3h", least=10),
+        views=[],
+    )
+    events = [small.event(f"f{n}", n * small.MINUTE, dest=odd[n % 4]) for n in range(600)]
+    labels = [small.label(f"f{n}", (n + 1) * small.MINUTE) for n in range(600)]
+    picture = pictures_of(recorded(pipeline, events, labels)[1])["segments"]
+    for shown in ("$\\frac$ a", "_under", f"{'x' * 39}…", "&lt;b&gt;&amp;"):
+        assert f"{shown}</text>" in picture
+    assert "x" * 40 not in picture
+
+
+def test_pictures_show_as_many_models_as_can_be_told_apart_and_the_page_says_so() -> None:
+    models = {f"m{n}": small.linear(0.0001 * (n + 1)) for n in range(30)}
+    pipeline = small.make(models=models, champion="m9", views=[], request={"distance": number("distance")})
+    events = [small.event(f"f{n}", n * small.MINUTE, distance=float(n % 7)) for n in range(100)]
+    labels = [small.label(f"f{n}", (n + 1) * small.MINUTE, arr_delay=float(n % 7)) for n in range(100)]
+    report, recording = recorded(pipeline, events, labels)
+    shown = charts.shown_models(recording)
+    name = report.main_metric
+    best = sorted(models.keys() - {"m9"}, key=lambda model: report.metrics[model][name])[: charts.MAX_MODELS - 1]
+    assert name == "RMSE", "less is better"
+    assert set(shown) == {"m9", *best, "baseline"}
+    assert set(re.findall(r">(m\d+|baseline)</text>", pictures_of(recording)["performance"])) == set(shown)
+    assert "Pictures show 7 of 31 models" in page.render(recording)
+
+
+def test_the_picture_of_delays_has_a_unit_that_fits_them() -> None:
+    events = [small.event(f"f{n}", n * small.MINUTE) for n in range(30)]
+    labels = [small.label(f"f{n}", (n + 1) * small.MINUTE) for n in range(30)]
+    _, recording = recorded(small.make(views=[], label_timeout="5d"), events, labels)
+    assert "seconds from event to label" in pictures_of(recording)["delays"]
 
 
 @pytest.mark.parametrize("times", [[0], [0, 0], [-(10**12), 10**12], [10**17, 10**17 + 1]])
