@@ -384,6 +384,16 @@ def nothing_is_called_done_without(broker: RealKafka, run: Running, arguments: l
     said = process.stderr.read()
     assert process.wait(300) != 0, said
     broker.start()
-    run.stack.check()
+
+    def are_ready() -> bool:
+        """A service whose client hangs ends, so that whoever watches it starts another."""
+        for role, one in [*run.stack.processes.items()]:
+            if one.poll() is not None:
+                run.stack.start(role)
+        return (
+            all(run.stack.fetch(role, "/readyz")[0] == 200 for role in run.stack.processes) or time.sleep(1) is not None
+        )
+
+    until(are_ready, "not ready after the broker was away", 120)
     assert not (folder / "c").exists()
     assert "; done " not in command(run, "forget", run.reference)
