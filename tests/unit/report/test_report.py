@@ -43,7 +43,8 @@ def recorded(
 def test_every_task_has_a_page_with_the_report_s_own_figures(name: str) -> None:
     events, labels = data.rows(name, "1h")
     events, labels = events[:600], labels[:600]
-    pipeline = with_window(data.declared(name), [event[data.declared(name).events.time] for event in events])
+    pipeline = data.declared(name)
+    pipeline = with_window(pipeline, [event[pipeline.events.time] for event in events])
     plain = Backtest(pipeline).run(events, labels)
     report, recording = recorded(pipeline, events, labels)
     assert report.metrics == plain.metrics, "recording changes nothing"
