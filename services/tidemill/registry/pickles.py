@@ -37,14 +37,14 @@ def _sized(opcode: int, sizes: Iterable[int]) -> bytes:
 
 
 #: Opcodes of one byte: marks, containers, tuples, MEMOIZE, what is done with them, None and flags.
-_PLAIN = rb"[(}\]\x8f)\x85\x86\x87t\x91\x94ueas\x90bR\x81\x93N\x88\x89]++"
+_PLAIN = rb"[(}\]\x8f)\x85\x86\x87t\x91\x94ueas\x90bR\x81\x93N\x88\x89]"
 #: A token is taken with what often follows it, as a name with its value: it saves two fifths of the time. The commonest
 #: is the first, runs of one kind are taken by four, and dots are spelt out, since a counted one costs five of them.
 _TOKENS = re.compile(
-    rb"(?:h.(?:G........(?:h.G........)*+|K.|h.|%(plain)s|)|j....(?:G........|K.|j....|%(plain)s|)|%(plain)s"
-    rb"|%(text)s(?:\x94(?:G........|K.|%(plain)s|)|)|G........"
-    rb"|K.(?:K.K.K.(?:K.K.K.K.)*+|G........(?:K.G........)*+|K.|M..|%(plain)s|)"
-    rb"|M..(?:G........(?:M..G........)*+|M..|K.|%(plain)s|)|J....|%(number)s)*+"
+    rb"(?:h.(?:G........(?:h.G........)*+|K.|h.|J....|)%(plain)s*+|j....(?:G........|K.|j....|)%(plain)s*+|%(plain)s++"
+    rb"|%(text)s(?:\x94(?:G........|K.|)%(plain)s*+|)|G........"
+    rb"|K.(?:K.K.K.(?:K.K.K.K.)*+|G........(?:K.G........)*+|K.|M..|)%(plain)s*+"
+    rb"|M..(?:G........(?:M..G........)*+|M..|K.|)%(plain)s*+|J....|%(number)s)*+"
     % {
         b"plain": _PLAIN,
         b"text": _sized(0x8C, range(_SHORT_TEXT_BYTES + 1)),
