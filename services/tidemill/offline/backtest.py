@@ -650,6 +650,10 @@ class Backtest:
         report.joined = self._offsets[self._examples] - report.corrections
         report.expired = self._offsets[self._expired]
         report.pending = sum(join.pending for join in self._joiner.joins.values())
+        self._judge(report)
+
+    def _judge(self, report: BacktestReport) -> None:
+        """Put into a report what models came to, and what their examples have shown."""
         if len(self._labels) == 1 and self.pipeline.kind.label_type != "double":
             report.only_label = repr(next(iter(self._labels)))
         report.metrics, report.left_out = self._values(), self._left_out()

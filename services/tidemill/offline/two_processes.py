@@ -155,8 +155,8 @@ class _Models(Backtest):
         self._learn_until(None)
         self._checkpoint(self._now)
         own = self.report
-        report.metrics, report.over_time, report.decisions = self._values(), own.over_time, own.decisions
-        report.left_out = self._left_out()
+        self._judge(report)
+        report.over_time, report.decisions = own.over_time, own.decisions
         report.learn_failed, report.learn_errors = own.learn_failed, own.learn_errors
         report.over_share, report.seconds = own.over_share, seconds
         return report

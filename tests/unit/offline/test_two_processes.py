@@ -80,6 +80,11 @@ print(sorted(one.dead_letters), one.pending > 0, one.expired > 0)
 models = {"raises": Raises(), "departed": PIPELINE.models["departed"]}
 for champion in ("departed", "raises"):
     compare(champion, replace(PIPELINE, models=models, champion=champion, gate=None))
+early, labels = labels, [history.Message(label.time, label.id, history.as_message(codecs.sent_label, {
+    "flight_id": flight.event["flight_id"], "landed_at": label.time, "arr_delay": 1.0,
+})) for flight, label in zip(flights, labels)]
+print("label", compare("on time", PIPELINE).only_label, "", flush=True)
+labels = early
 two_processes._Ahead = Dies
 compare("killed", PIPELINE)
 two_processes._can_fork = lambda: False
@@ -98,6 +103,8 @@ def test_two_processes_give_the_report_of_one_and_one_goes_on_where_they_can_not
         "unusual True True True",
         "departed True True True",
         "raises True True True",
+        "on time True True True",
+        "label False",
         "killed True True True",
         "alone True True False",
     ]
