@@ -35,6 +35,7 @@ from tidemill.errors import TidemillError
 from tidemill.offline import scaffold
 from tidemill.offline.backtest import Backtest, BacktestReport
 from tidemill.offline.model_trial import check_models
+from tidemill.offline.scaffold import columns
 from tidemill.offline.scaffold.columns import columns_of
 from tidemill.offline.scaffold.plan import Options, Sample
 from tidemill.offline.source import FileSource
@@ -712,3 +713,14 @@ def test_numbers_with_commas_or_a_word_are_what_all_values_allow_and_no_guess_wh
     (column,) = columns_of({"x": texts}, is_csv=True)
     assert (column.kind, [value and str(value) for value in column.values]) == (kind, values)
     assert note in column.note
+
+
+def test_forms_of_times_that_a_text_can_t_have_are_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    strptime = columns._strptime
+    monkeypatch.setattr(columns, "_strptime", lambda text, form: tried.append(form) or strptime(text, form))
+    (column,) = columns_of({"id": [f"e{number}" for number in range(50)]}, is_csv=True)
+    assert (column.kind, tried) == ("text", [])
+    for form in columns._FORMATS:
+        text = dt.datetime(2013, 12, 31, 22, 58, 59, 123456, tzinfo=dt.UTC).strftime(form)
+        assert columns._all_read(form, [text, text.replace(" ", "\t ")]), form

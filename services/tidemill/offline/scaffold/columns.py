@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -363,10 +363,21 @@ TIME_WORDS = {
 }
 
 
+@cache
+def _marks(form: str) -> tuple[str, ...]:
+    """Return the signs that a time in this form must have."""
+    return tuple({sign for sign in re.sub("%.", "", form) if not sign.isalnum() and not sign.isspace()})
+
+
+def _may_read(form: str, text: str) -> bool:
+    """Whether a text may be a time in this form: to look at it costs less than to try."""
+    return all(mark in text for mark in _marks(form)) and (" " not in form or len(text.split()) > 1)
+
+
 def _all_read(form: str, texts: Iterable[str]) -> bool:
     convert = time_reader(form)
     try:
-        return all(convert(text) is not None for text in texts)
+        return all(_may_read(form, text) and convert(text) is not None for text in texts)
     except (ValueError, OverflowError):
         return False
 
