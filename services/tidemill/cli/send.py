@@ -51,11 +51,11 @@ def send(
     """Send events or labels, and print what becomes of each.
 
     FILE is CSV, JSON, JSON lines or Parquet, or - for standard input. A row of JSON is sent as it stands, any other as
-    Avro. The exit code is 0 if all were predicted, joined or corrections, 1 if one became a dead letter, 3 if of one
-    nothing was heard in time.
+    Avro. The exit code is 0 if all were predicted, joined or corrections, 1 if one became a dead letter or was not
+    taken by the broker, 3 if of one nothing was heard in time.
     """
     from tidemill.cli.text.records import outcome_line, outcomes_line
-    from tidemill.offline.send import REFUSED, UNKNOWN, Sending, messages_of
+    from tidemill.offline.send import NOT_SENT, REFUSED, UNKNOWN, Sending, messages_of
 
     if file is None and not texts:
         file = Path("-")
@@ -67,20 +67,22 @@ def send(
             f"{'standard input' if str(file) == '-' else file or '--json'} has no {what}: nothing is sent"
         )
     used = (topics.EVENTS, topics.PREDICTIONS) if what == "events" else (topics.LABELS, topics.EXAMPLES)
+    shown = (REFUSED, UNKNOWN, NOT_SENT)
     sending = Sending(declared, connected(declared, chosen, *used, topics.DLQ), what)
     with progress("outcomes", len(messages)) if len(messages) > MAX_LINES else nullcontext() as advance:
         for outcome in sending.run(messages, timeout):
             if as_json:
                 click.echo(json.dumps(outcome.as_dict(), default=str))
-            elif len(messages) <= MAX_LINES or outcome.state in (REFUSED, UNKNOWN):
+            elif (len(messages) <= MAX_LINES or outcome.state in shown) and (timeout or outcome.state == NOT_SENT):
                 click.echo(outcome_line(outcome, declared.name))
             if advance:
                 advance(1)
     if not as_json:
-        click.echo(outcomes_line(sending.outcomes, what))
+        click.echo(outcomes_line(sending.outcomes, what, waited=timeout > 0))
     states = {outcome.state for outcome in sending.outcomes}
-    if timeout:
-        sys.exit(REFUSED_CODE if REFUSED in states else UNKNOWN_CODE if UNKNOWN in states else 0)
+    if states & {REFUSED, NOT_SENT}:
+        sys.exit(REFUSED_CODE)
+    sys.exit(UNKNOWN_CODE if UNKNOWN in states and timeout else 0)
 
 
 @click.command()

@@ -209,7 +209,8 @@ def _json_messages(lines: Sequence[bytes], stream: Stream) -> Iterator[tuple[int
         id_ = ""
         try:
             record = unwrapped(json.loads(row), stream.unwrap, bare=True, fields=stream.types)
-            id_ = str(record.get(stream.id, ""))
+            given = record.get(stream.id)
+            id_ = "" if given is None else str(given)
             millis = stream.millis_of({stream.time: time.convert(record[stream.time], stream.time)})
         except Exception:  # the validator says what is wrong with it
             millis = None

@@ -26,9 +26,11 @@ from tidemill.wire.dead_letters import read_dead_letter
 from tidemill.wire.records import Records
 
 What = Literal["events", "labels"]
-State = Literal["predicted", "dead letter", "joined", "corrected", "waits", "unknown"]
+State = Literal["predicted", "dead letter", "joined", "corrected", "waits", "unknown", "not sent"]
 #: States in which something went wrong, or is not known.
-REFUSED, UNKNOWN = "dead letter", "unknown"
+REFUSED: State = "dead letter"
+UNKNOWN: State = "unknown"
+NOT_SENT: State = "not sent"
 #: So many messages may be on their way at once: days of history that were sent in one go would put partitions further
 #: apart than `label_timeout`, and labels would expire.
 MAX_ON_THE_WAY = 500
@@ -46,6 +48,7 @@ class Outcome:
     waits        of a label: it is valid, and its prediction has not come yet
     dead letter  `reason`, `message`, the service and where the letter is
     unknown      nothing was heard of it in time
+    not sent     the broker did not take it; `message` says why
     """
 
     id: str
@@ -131,6 +134,7 @@ class Sending:
         self.outcomes: list[Outcome] = []
         self._open: dict[str, list[_Sent]] = {}
         self._on_the_way = 0
+        self._failed: list[tuple[Outcome, str]] = []
 
     def run(self, messages: Sequence[Message], timeout: float) -> Iterator[Outcome]:
         """Send all; yield each outcome as it is known, and at the end those of which nothing was heard.
@@ -148,8 +152,10 @@ class Sending:
                 self._open.setdefault(message.id, []).append(_Sent(outcome, message.data, time.monotonic()))
                 self._on_the_way += 1
                 self.outcomes.append(outcome)
-                sender.send(self.topic.name(self.pipeline), message.data, message.id.encode() or None)
+                self._send(sender, message, outcome)
+                yield from self._not_sent()
             sender.flush()
+            yield from self._not_sent()
             until = time.monotonic() + timeout
             while self._open and time.monotonic() < until:
                 for record in follower.poll():
@@ -159,6 +165,26 @@ class Sending:
         for waiting in self._open.values():
             for sent in waiting:
                 yield sent.outcome
+
+    def _send(self, sender: Sender, message: Message, outcome: Outcome) -> None:
+        key = message.id.encode(errors="replace") or None
+
+        def delivered(why: str) -> None:
+            if why:
+                self._failed.append((outcome, why))
+
+        while not sender.try_send(self.topic.name(self.pipeline), message.data, key, [], delivered):
+            sender.poll(0.05)
+
+    def _not_sent(self) -> Iterator[Outcome]:
+        """Take the messages that the broker did not take out of those that are waited for."""
+        failed, self._failed = self._failed, []
+        for outcome, why in failed:
+            rest = [sent for sent in self._open.pop(outcome.id, ()) if sent.outcome is not outcome]
+            self._open |= {outcome.id: rest} if rest else {}
+            self._on_the_way -= 1
+            outcome.state, outcome.message = NOT_SENT, why
+            yield outcome
 
     def _heard(self, record: Record) -> Iterator[Outcome]:
         topic, value = self._suffixes[record.topic()], record.value() or b""

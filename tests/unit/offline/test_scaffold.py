@@ -593,6 +593,182 @@ def test_a_topic_that_is_no_stream_as_it_is_is_named_with_the_reason(
     assert pipeline.raw_topics == {"events": "pumps", "labels": ""}
 
 
+def of_orders(broker: MemoryBroker, values: list[Any], topic: str = "orders") -> None:
+    """Put values onto a topic of one partition: bytes, JSON of an object, or None for a record without a value."""
+    for n, row in enumerate(values):
+        value = json.dumps(row).encode() if isinstance(row, dict) else row
+        broker.log[TopicPartition(topic, 0)].append(MemoryRecord(topic, value, None, n, None, 0, n))
+
+
+def of_topic(values: list[Any], records: int = 10_000, url: str = "") -> scaffold.Data:
+    broker = MemoryBroker({"orders": 1})
+    of_orders(broker, values)
+    return scaffold.of_topic(broker, "orders", records, url)
+
+
+#: Orders as a registry has their schema, and the time of each in ms.
+ORDER: dict[str, Any] = {
+    "order_id": "string",
+    "at": {"type": "long", "logicalType": "timestamp-millis"},
+    "user": "string",
+    "amount": "double",
+    "fraud": "boolean",
+}
+
+
+def orders(number: int = 200, **more: Any) -> list[dict[str, Any]]:
+    draw = random.Random(3)
+    return [
+        {
+            "order_id": f"o{n}",
+            "at": 1_760_000_000_000 + n * 60_000,
+            "user": f"u{n % 7}",
+            "amount": round(draw.random() * 90, 2),
+            "fraud": draw.random() < 0.3,
+        }
+        | {name: value(n) for name, value in more.items()}
+        for n in range(number)
+    ]
+
+
+def schema_of(kinds: dict[str, Any], **defaults: Any) -> str:
+    fields = [{"name": n, "type": k} | ({"default": defaults[n]} if n in defaults else {}) for n, k in kinds.items()]
+    return json.dumps({"type": "record", "name": "Order", "fields": fields})
+
+
+def avro(schema: str, number: int, rows: list[dict[str, Any]]) -> list[bytes]:
+    made = []
+    for row in rows:
+        out = io.BytesIO()
+        fastavro.schemaless_writer(out, fastavro.parse_schema(json.loads(schema)), row)
+        made.append(b"\0" + number.to_bytes(4, "big") + out.getvalue())
+    return made
+
+
+@pytest.fixture
+def registry() -> Any:
+    server = RegistryServer()
+    yield server
+    server.stop()
+
+
+@pytest.mark.parametrize("behind", [1, 900])
+def test_the_newest_records_are_looked_for_behind_offsets_that_hold_none(tmp_path: Path, behind: int) -> None:
+    """Offsets of aborted transactions and tombstones are no records: a topic whose end is full of them is not empty."""
+    taken = of_topic([*orders(300), *[None] * behind], 100)
+    assert (taken.rows, taken.given["order_id"][0], taken.given["order_id"][-1]) == (100, "o200", "o299")
+    with pytest.raises(TidemillError, match="no records that are committed and have a value"):
+        of_topic([None] * 50)
+
+
+def test_records_of_one_partition_of_several_are_taken_where_the_others_have_none() -> None:
+    broker = MemoryBroker({"orders": 4})
+    of_orders(broker, orders(100))
+    assert scaffold.of_topic(broker, "orders", 100).rows == 100
+
+
+def test_a_pipeline_reads_a_topic_whose_schema_has_grown(tmp_path: Path, registry: RegistryServer) -> None:
+    grown = {**ORDER, "items": "double"}
+    old, new = schema_of(ORDER), schema_of(grown, items=1.5)
+    first, second = registry.add("orders-value", old), registry.add("orders-value", new)
+    rows = orders(200, items=lambda n: n % 5 + 0.5)
+    values = [*avro(old, first, rows[:100]), *avro(new, second, rows[100:])]
+    plan = scaffold.make(tmp_path / "p", [of_topic(values, url=registry.url)], Options())
+    assert "the pipeline reads its events from topic orders" in plan.notes
+    _, report = tried(tmp_path / "p", plan)
+    assert report.joined == 200
+    events = [json.loads(line) for line in (tmp_path / "p/data/events.jsonl").open()]
+    assert (events[0]["items"], events[199]["items"]) == (1.5, 4.5)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "change"),
+    [
+        ({name: ["null", kind] for name, kind in ORDER.items()}, lambda row: row),
+        ({**ORDER, "at": "string"}, lambda row: row | {"at": f"2026-01-0{1 + int(row['order_id'][1:]) % 9}T10:00:00Z"}),
+    ],
+)
+def test_a_project_is_made_of_avro_as_strangers_write_it(
+    tmp_path: Path, registry: RegistryServer, kinds: dict[str, Any], change: Any
+) -> None:
+    schema = schema_of(kinds)
+    values = avro(schema, registry.add("orders-value", schema), [change(row) for row in orders()])
+    plan = scaffold.make(tmp_path / "p", [of_topic(values, url=registry.url)], Options())
+    pipeline, report = tried(tmp_path / "p", plan)
+    assert (report.joined, pipeline.events.key) == (200, "user")
+
+
+def test_a_topic_of_avro_and_json_is_read_and_a_field_of_both_left_out(
+    tmp_path: Path, registry: RegistryServer
+) -> None:
+    schema = schema_of(ORDER)
+    values: list[Any] = avro(schema, registry.add("orders-value", schema), orders())
+    values[1::2] = orders()[1::2]
+    plan = scaffold.make(tmp_path / "p", [of_topic(values, url=registry.url)], Options())
+    assert plan.left_out["at"] == "values of several types; not in the schema"
+    assert tried(tmp_path / "p", plan)[1].joined == 200
+
+
+def test_what_is_no_record_of_its_schema_is_refused_in_one_line_that_says_why(registry: RegistryServer) -> None:
+    schema = schema_of(ORDER)
+    value = avro(schema, registry.add("orders-value", schema), orders(1))[0]
+    protobuf = registry.add("orders-value", 'syntax = "proto3"; message Order { string id = 1; }', "PROTOBUF")
+    for data, why in {
+        value[:-3]: r"^orders\[0\]@0 can't be decoded by its schema 1: it ends too early$",
+        value + b"\0\0": "2 bytes follow the record$",
+        b"\0" + protobuf.to_bytes(4, "big") + b"\0\x0a\x01x": "is PROTOBUF by schema 2; JSON and Avro are read",
+        b"\0\0\0\0\x63" + value[5:]: "schema 99, which the registry's orders-value has not: register it there",
+        b'{"order_id": "a", "order_id": "b"}': "field 'order_id' is in one object twice",
+    }.items():
+        with pytest.raises(TidemillError, match=why):
+            of_topic([data], url=registry.url)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"d": lambda n: json.loads("[" * 400 + "]" * 400)},
+        {"a": lambda n: {"b_c": {"x": n}}, "a_b": lambda n: {"c": {"x": "t"}}},
+        {"m": lambda n: [1, "a", None, {"z": 1}]},
+        {"m": lambda n: [{"q": 1}, [2], 3][n % 3]},
+        {"m": lambda n: {"a b": 1, "": 2}},
+        {"m": lambda n: [10**25 + n]},
+        {"t": lambda n: "\ud800x"},
+        {"big": lambda n: 1e300 * (n + 1)},
+    ],
+)
+def test_a_project_is_made_of_json_that_no_schema_has(tmp_path: Path, more: dict[str, Any]) -> None:
+    plan = scaffold.make(tmp_path / "p", [of_topic(orders(**more))], Options())
+    _, report = tried(tmp_path / "p", plan)
+    assert report.joined == (0 if "t" in more else 200)
+    assert any("are refused" in note and "surrogates" in note for note in plan.notes) == ("t" in more)
+
+
+def test_numbers_and_times_that_json_has_as_text_are_noted_and_times_are_read(tmp_path: Path) -> None:
+    rows = [row | {name: str(row[name]) for name in ("at", "amount")} for row in orders()]
+    plan = scaffold.make(tmp_path / "p", [of_topic(rows)], Options())
+    assert "topic orders: 'amount': its numbers are written as text, and taken as text" in plan.notes
+    pipeline, report = tried(tmp_path / "p", plan)
+    assert (pipeline.events.time, report.joined) == ("at", 200)
+    first = json.loads((tmp_path / "p/data/events.jsonl").open().readline())
+    assert (first["at"], first["amount"]) == ("2025-10-09T08:53:20Z", rows[0]["amount"])
+
+
+def test_of_what_is_refused_on_a_topic_the_reason_is_counted_that_most_have(tmp_path: Path) -> None:
+    rows = orders(amount=lambda n: float("inf") if n % 20 == 0 else 1.5 + n % 3)
+    plan = scaffold.make(tmp_path / "p", [of_topic(rows)], Options())
+    (note,) = [note for note in plan.notes if "can't read topic" in note]
+    assert "for 200 of its 200 newest records are refused: unexpected_field: field 'fraud'" in note
+    some = [row | ({"odd": 1} if n < 30 else {}) for n, row in enumerate(orders()) if row.pop("fraud") in (True, False)]
+    labels = [{"order_id": row["order_id"], "at": row["at"] + 1, "fraud": n % 3 == 0} for n, row in enumerate(some)]
+    broker = MemoryBroker({"orders": 1, "answers": 1})
+    of_orders(broker, [{**row, "more": {"z": 1 if n < 30 else "t"}} for n, row in enumerate(some)])
+    of_orders(broker, labels, "answers")
+    taken = [scaffold.of_topic(broker, name, 300) for name in ("orders", "answers")]
+    plan = scaffold.make(tmp_path / "q", taken, Options())
+    assert any("for 200 of its 200 newest records are refused: unexpected_field" in note for note in plan.notes)
+
+
 def test_topics_of_other_numbers_of_partitions_are_not_read_together(tmp_path: Path) -> None:
     broker = MemoryBroker({"pumps": 3, "failed": 4})
     for topic, rows in zip(("pumps", "failed"), readings(), strict=True):

@@ -40,14 +40,20 @@ def outcome_line(outcome: Outcome, pipeline: str) -> str:
         )
     if outcome.state == "waits":
         return f"{id_}  valid; it waits for the prediction of its event"
+    if outcome.state == "not sent":
+        return f"{id_}  not sent: {_text(outcome.message, 200)}"
     return f"{id_}  nothing was heard of it in time: do its services run? `tidemill doctor {pipeline}`"
 
 
-def outcomes_line(outcomes: Sequence[Outcome], what: str) -> str:
-    """Return how many messages became what."""
+def outcomes_line(outcomes: Sequence[Outcome], what: str, *, waited: bool = True) -> str:
+    """Return how many messages became what; without `waited` nobody knows of those that were sent."""
     counts = Counter(outcome.state for outcome in outcomes)
+    not_sent = counts.pop("not sent", 0)
+    sent = counts.total()
     states = ", ".join(f"{count:,} {state}" for state, count in counts.most_common())
-    return f"{len(outcomes):,} {what[:-1] if len(outcomes) == 1 else what} sent" + (f": {states}" if states else "")
+    became = f": {states}" if states and waited else ", and not waited for" if states else ""
+    rest = f"; {not_sent:,} not sent" if not_sent else ""
+    return f"{sent:,} {what[:-1] if sent == 1 else what} sent{became}{rest}"
 
 
 class RecordTable:

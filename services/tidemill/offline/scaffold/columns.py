@@ -324,7 +324,12 @@ def _of_values(name: str, field_name: str, given: Sequence[Any]) -> Column:
     if types == {rows.Timestamp} or types <= {dt.date, dt.datetime}:
         return Column(name, field_name, "time", values, ISO)
     if types == {str}:
-        return _times_of(Column(name, field_name, "text", values), [value and value.strip() for value in values])
+        plain = [value and value.strip() for value in values]
+        if all(value is None or (is_number(value) and not _LEADING_ZERO.fullmatch(value)) for value in plain):
+            column = _of_numbers(Column(name, field_name, "float", plain))
+            note = "its numbers are written as text, and taken as text"
+            return Column(name, field_name, "text", values, column.told, note="" if column.told else note)
+        return _times_of(Column(name, field_name, "text", values), plain)
     if types <= {bool, int, float, str, Decimal}:
         texts = [None if value is None else str(value) for value in values]
         return Column(name, field_name, "text", texts, note="it holds values of several types, written as text")

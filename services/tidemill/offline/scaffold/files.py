@@ -68,11 +68,14 @@ def write(folder: Path, plan: Plan, progress: Progress | None = None) -> None:
 
 def schema(plan: Plan, name: str, parts: Parts) -> str:
     """Return an Avro schema, a field a line."""
+    sample = plan.samples.get(f"{name}s")
+    written = {field["name"]: field for field in sample.schema["fields"]} if sample and sample.schema else {}
     fields = []
     for part in parts:
         field = {"name": part.name} | typed(part.avro) | ({"column": part.column} if part.column else {})
+        if (as_written := written.get(part.name, {})).get("type") == part.avro and "default" in as_written:
+            field["default"] = as_written["default"]  # of records that were written before the field was added
         fields.append(f"    {json.dumps(field, ensure_ascii=False)}")
-    sample = plan.samples.get(f"{name}s")
     called = schema_files.full_name(sample.schema) if sample and sample.schema else ""
     called = called or f"{plan.name.replace('-', '_')}.{name.capitalize()}"
     head = json.dumps({"type": "record", "name": called})

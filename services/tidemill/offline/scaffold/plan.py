@@ -17,7 +17,7 @@ from typing import Any
 
 from tidemill.declare.tasks import TASKS
 from tidemill.durations import duration, milliseconds, moment
-from tidemill.encoding import schema_files
+from tidemill.encoding import schema_files, schema_limits
 from tidemill.encoding.times import PER_SECOND
 from tidemill.errors import SettingsError
 from tidemill.limits import LARGEST_NUMBER
@@ -86,13 +86,14 @@ _TRUE = {
 
 @dataclass(frozen=True)
 class Sample:
-    """The newest records of a topic, and what they are decoded with; `schema`: the one that all were written with."""
+    """The newest records of a topic; `schema`: the one that all were read with, `is_json`: none was of Avro."""
 
     topic: str
     partitions: int
     records: Sequence[Record] = field(repr=False)
     registry_url: str = field(repr=False)
     schema: Mapping[str, Any] | None
+    is_json: bool = True
 
     def types(self) -> Mapping[str, Any]:
         """Return the Avro types of the fields whose values in a file are those on the topic."""
@@ -633,7 +634,7 @@ class _Planner:
         else:
             made.id = id_.field
             plain = "long" if id_.kind == "int" and self._ids_are_whole(id_) else "string"
-            made.events.append(_part(id_, id_.declared or plain))
+            made.events.append(_part(id_, _never_null(id_.declared or plain)))
         if time is None:
             made.time = free_name("at", names)
             made.events.append(Part(made.time, MILLIS, list(map(iso_text, millis))))
@@ -644,14 +645,15 @@ class _Planner:
         for column in data.columns:
             if column in (id_, time) or column in apart:
                 continue
-            is_beyond = column.kind == "float" and _is_beyond(column)
-            if column.kind in ("nested", "empty") or (is_beyond and not data.sample):
+            if column.kind in ("nested", "empty") or (column.kind == "float" and _is_beyond(column)):
                 what = {"nested": _kind_of(column), "empty": "no value in any row"}.get(
                     column.kind, f"most of its numbers lie beyond {LARGEST_NUMBER:g}"
                 )
-                if data.sample and not data.sample.schema and not column.is_renamed:  # JSON of its topic has it
+                is_of_json = data.sample and data.sample.is_json and not column.is_renamed and column.kind != "float"
+                avro = _nested_type(column) if is_of_json else None
+                if avro is not None:  # JSON of its topic has it
                     made.left_out[column.field] = what
-                    made.events.append(Part(column.field, json_type(column.values, column.field), column.values))
+                    made.events.append(Part(column.field, avro, column.values))
                 else:
                     made.left_out[column.field] = f"{what}; not in the schema"
                 continue
@@ -668,10 +670,12 @@ class _Planner:
     def _time_part(self, column: Column, millis: Sequence[int | None]) -> tuple[Part, str]:
         """Return the field of a time as it is told, if a schema can say so, and its unit; else as ISO 8601."""
         told = column.told
-        if told == "seconds":
+        if told == "seconds" and column.kind != "text":
             return _part(column), "seconds"
         if column.declared is not None and column.kind == "time":
-            return _part(column), ""
+            is_text = schema_files.primitive(column.declared, {}) == "string"
+            if not is_text or told == ISO:
+                return _part(column, _never_null(column.declared)), ISO if is_text else ""
         logical = {"millis": "timestamp-millis", "micros": "timestamp-micros", "nanos": "timestamp-nanos"}.get(told)
         if logical and column.kind == "int":
             return _part(column, {"type": "long", "logicalType": logical}), ""
@@ -770,6 +774,10 @@ class _Planner:
             column = max(likely, key=lambda c: len(c.counts))
             self.note(f"features of the past are kept for each {column.name!r} (--entity)")
         self.made.entity = column.field
+        self.made.events = [
+            dataclasses.replace(part, avro=_never_null(part.avro)) if part.name == column.field else part
+            for part in self.made.events
+        ]
         return column
 
     def _features(
@@ -842,6 +850,11 @@ MAX_NOTED = 8
 PLAIN_AVRO = ("string", "boolean", "int", "long", "float", "double", "enum")
 
 
+def _never_null(avro: Any) -> Any:
+    """Return the type of a field that has a value in every row, and must: an id, a time or a key."""
+    return next(kind for kind in avro if kind != "null") if isinstance(avro, list) else avro
+
+
 def _is_beyond(column: Column) -> bool:
     """Whether most of a column's numbers are such that the validator would refuse their events."""
     return 2 * sum(not abs(number) <= LARGEST_NUMBER for number in column.numbers) > len(column.numbers)
@@ -849,8 +862,9 @@ def _is_beyond(column: Column) -> bool:
 
 def _kind_of(column: Column) -> str:
     """Return what values are that no field of a plain type has."""
-    plain = {bytes: "bytes", dt.timedelta: "durations"}
-    return plain.get(next((type(v) for v in column.values if v is not None), list), "lists or objects")
+    plain = {bytes: "bytes", dt.timedelta: "durations", dict: "lists or objects", list: "lists or objects"}
+    kinds = {plain.get(type(value), "values of several types") for value in column.values if value is not None}
+    return kinds.pop() if len(kinds) == 1 else "values of several types"
 
 
 def _says_the_same(column: Column, label: Column) -> bool:
@@ -901,24 +915,47 @@ def _original(column: Column | None) -> str:
     return column.name if column is not None and column.is_renamed else ""
 
 
+def _nested_type(column: Column) -> Any:
+    """Return the Avro type of a column of JSON values; None where no schema can have it, or should."""
+    try:
+        avro = json_type(column.values, column.field)
+        schema = {"type": "record", "name": "Row", "fields": [{"name": column.field} | typed(avro)]}
+        schema_files.parsed(schema)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    return None if schema_limits.unsafe(schema) else avro
+
+
 def json_type(values: Iterable[Any], name: str) -> Any:
-    """Return the Avro type of JSON values: text where they have no common one."""
+    """Return the Avro type of JSON values. Raises TypeError where they have no common one that holds them exactly."""
     present = [value for value in values if value is not None]
     types = {type(value) for value in present}
     kind: Any = "string"
     if types == {dict}:
         names = list(dict.fromkeys(key for value in present for key in value))
-        inner = {one: json_type([value.get(one) for value in present], f"{name}_{one}") for one in names}
+        inner = {one: json_type([value.get(one) for value in present], f"{name}.{one}") for one in names}
         fields = [{"name": one} | typed(inner[one]) for one in names]
         kind = {"type": "record", "name": name, "fields": fields}
     elif types == {list}:
         items = [item for value in present for item in value]
-        kind = {"type": "array", "items": json_type(items, f"{name}_item")}
+        kind = {"type": "array", "items": json_type(items, f"{name}.item")}
     elif types == {bool}:
         kind = "boolean"
     elif types and types <= {int, float}:
         kind = "long" if types == {int} and all(abs(value) <= LARGEST_LONG for value in present) else "double"
+        if kind == "double" and not all(_is_exact(value) for value in present):
+            raise TypeError
+    elif types and types != {str}:
+        raise TypeError
     return kind if present and all(value is not None for value in values) else ["null", kind]
+
+
+def _is_exact(value: float) -> bool:
+    """Whether a double holds a number exactly."""
+    try:
+        return not isinstance(value, int) or int(float(value)) == value
+    except OverflowError:
+        return False
 
 
 def typed(avro: Any) -> dict[str, Any]:

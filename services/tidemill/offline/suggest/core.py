@@ -342,7 +342,10 @@ def _matches(profile: Profile, max_share: float) -> Suggestion | None:
     pattern = pattern_of(profile.sample.values.tolist(), max_share)
     if pattern is None:
         return None
-    rule = rules.matches(profile.name, pattern)
+    try:
+        rule = rules.matches(profile.name, pattern)
+    except ValueError:  # of characters that no pattern has, as half of a surrogate pair
+        return None
     refused, is_counted, bad = profile.refused(rule.passes)
     if refused > 2 * max_share * profile.values:
         return None

@@ -528,12 +528,12 @@ class Sender:
                 self._client.poll(0.05)
 
     def try_send(
-        self, topic: str, value: bytes, key: bytes, headers: Headers, on_delivery: Callable[[str], None]
+        self, topic: str, value: bytes, key: bytes | None, headers: Headers, on_delivery: Callable[[str], None]
     ) -> bool:
         """Send one record, and return True; False while the queue is full.
 
-        `on_delivery` is called by `poll`, with why it was not written, or "". It needs `delivery.report.only.error` to
-        be false.
+        `on_delivery` is called by `poll`, with why it was not written; with "" of what was written, where
+        `delivery.report.only.error` is false.
         """
 
         if topic not in self._known:
