@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
@@ -350,6 +351,30 @@ class TestKafkaAlone:
         assert broker.create([(TOPIC, name, 3)]) == []
         with pytest.raises(BrokerError, match="3 partitions where 4 are declared"):
             broker.create([(TOPIC, name, 4)])
+
+    def test_a_topic_that_another_makes_meanwhile_is_not_made_again(
+        self, broker: KafkaBroker, kafka, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        name = f"contract{next(names)}"
+        second = KafkaBroker(kafka.servers)
+        admin = second._admin
+
+        class Late:
+            """Lists all topics as they were before the other one made its own."""
+
+            before = admin.list_topics(timeout=10)
+
+            def list_topics(self, *topic: str, timeout: float) -> Any:
+                return admin.list_topics(*topic, timeout=timeout) if topic else self.before
+
+            def __getattr__(self, method: str) -> Any:
+                return getattr(admin, method)
+
+        monkeypatch.setattr(KafkaBroker, "_admin", property(lambda of: Late() if of is second else admin))
+        assert broker.create([(TOPIC, name, 3)]) == [name]
+        assert second.create([(TOPIC, name, 3)]) == []
+        with pytest.raises(BrokerError, match="3 partitions where 4 are declared"):
+            second.create([(TOPIC, name, 4)])
 
     def test_a_dead_letter_may_be_larger_than_what_was_received(self, broker: KafkaBroker) -> None:
         name = f"contract{next(names)}"

@@ -158,17 +158,32 @@ class KafkaBroker:
             for topic, name, partitions in topics
             if name not in existing
         ]
+        created: list[str] = []
         for name, future in (self._admin.create_topics(missing) if missing else {}).items():
             try:
                 future.result(CREATE_SECONDS)
+                created.append(name)
             except KafkaException as error:
-                raise BrokerError(f"topic {name} can't be created: {kafka_error(error).str()}") from error
+                # Another has made it meanwhile, or the broker that was asked had not heard of it yet.
+                if kafka_error(error).code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise BrokerError(f"topic {name} can't be created: {kafka_error(error).str()}") from error
             except TimeoutError as error:
                 raise BrokerError(
                     f"topic {name} was not created within {CREATE_SECONDS:.0f} s: "
                     f"the broker is slow or away; run it again"
                 ) from error
-        return [topic.topic for topic in missing]
+        for _, name, partitions in topics:
+            if name not in existing and name not in created:
+                self._expect_partitions(name, partitions)
+        return created
+
+    def _expect_partitions(self, name: str, partitions: int) -> None:
+        """Raise BrokerError where a topic that exists has another number of partitions; wait until brokers know it."""
+        deadline = time.monotonic() + CREATE_SECONDS
+        while not (count := self.partitions(name)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if count != partitions:
+            raise BrokerError(other_partitions(name, count, partitions))
 
     def replicas(self, replication: int = -1) -> int:
         """Return how many replicas a created topic gets, -1 asking for none; 0 where the cluster does not say."""
